@@ -1,0 +1,1 @@
+"""What megatron-core leaves out: arguments, initialization, model choice, data, the loop, checkpoints, logging."""
