@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 
 import pytest
 import torch
@@ -81,6 +82,15 @@ def slice_of(parameter, name, whole, gated):
     return whole.chunk(size, dim=parameter.partition_dim)[rank]
 
 
+def name_on_one_rank(name, model):
+    """With expert parallelism every rank counts its own experts from zero."""
+    from megatron.core import parallel_state
+
+    local_experts = (model.config.num_moe_experts or 0) // model.config.expert_model_parallel_size
+    first = local_experts * parallel_state.get_expert_model_parallel_rank()
+    return re.sub(r"local_experts\.(\d+)", lambda match: f"local_experts.{first + int(match[1])}", name)
+
+
 def whole_model(family):
     """Losses, weights and gradients on one rank."""
     torch.manual_seed(11)
@@ -111,14 +121,15 @@ def compare(family, layout, cut=None):
     model = build(family, **layout)
     gated = model.config.gated_linear_unit
     for name, parameter in model.named_parameters():
-        parameter.data.copy_(slice_of(parameter, name, weights[name], gated))
+        parameter.data.copy_(slice_of(parameter, name, weights[name_on_one_rank(name, model)], gated))
     chunk = DistributedDataParallel(model.config, DistributedDataParallelConfig(grad_reduce_in_fp32=True), model)
     loss = loss_of(chunk, cut(batch()))
     loss.mean().backward()
     finalize_model_grads([chunk])
     errors = {"loss": relative_error(loss.detach(), cut({"loss": whole_loss})["loss"])}
     for name, parameter in model.named_parameters():
-        errors[name] = relative_error(parameter.main_grad, slice_of(parameter, name, gradients[name], gated))
+        whole = gradients[name_on_one_rank(name, model)]
+        errors[name] = relative_error(parameter.main_grad, slice_of(parameter, name, whole, gated))
     return errors
 
 
@@ -141,6 +152,11 @@ def test_a_split_model_gives_the_loss_and_gradients_of_the_whole(family, layout)
     for errors in parallel_launch(world_size, compare, family, layout):
         too_large = {name: error for name, error in errors.items() if not error < TOLERANCE}
         assert not too_large
+
+
+def test_experts_on_two_ranks_give_the_loss_and_gradients_of_one():
+    for errors in parallel_launch(2, compare, "moe", {"expert_model_parallel_size": 2}):
+        assert max(errors.values()) < TOLERANCE
 
 
 def test_a_batch_cut_in_the_wrong_order_is_noticed():
