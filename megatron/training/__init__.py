@@ -1,0 +1,1 @@
+"""The trainer around megatron.core: arguments, data, the loop, checkpoints, logging."""
