@@ -1,1 +1,1 @@
-"""The trainer around megatron.core: arguments, data, the loop, checkpoints, logging."""
+"""What megatron-core leaves out: arguments, initialization, model choice, data, the loop, checkpoints, logging."""

@@ -1,0 +1,1 @@
+"""4-bit data-parallel training for stock Megatron-core."""
