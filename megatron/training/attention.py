@@ -16,7 +16,7 @@ A query needs all keys before it, most of which are elsewhere. Two ways were wei
 
 Gathering was chosen: bits that can be reproduced and a page of code, for an exchange that isn't overlapped. The
 gradients come home by an all-to-all and a local sum rather than a reduce-scatter: the same bytes, a fixed order of
-summation in fp32 with a single rounding, and several times faster on gloo.
+summation in fp32 with a single rounding, and faster on gloo.
 """
 
 from __future__ import annotations

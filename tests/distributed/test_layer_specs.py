@@ -8,10 +8,10 @@ import re
 import pytest
 import torch
 import torch.nn.functional as F
-from parallel_launch import parallel_launch
+from parallel_launch import one_after_the_other, parallel_launch
 
 SEQUENCE, BATCH, VOCABULARY, HIDDEN = 32, 2, 64, 32
-# fp32's unit is 6e-8; a gradient passes through some hundred sums whose order depends on the split. Measured: 1e-6.
+# fp32's unit is 6e-8; a gradient passes through some hundred sums whose order depends on the split (seen: below 1e-6).
 TOLERANCE = 1e-5
 
 GPT = {"position_embedding_type": "learned_absolute", "share_embeddings_and_output_weights": True}
@@ -31,6 +31,7 @@ FAMILIES = {
     "moe": (LLAMA_CONFIG | MOE_CONFIG | {"moe_token_dispatcher_type": "alltoall"}, LLAMA),
 }
 SELECTIVE = {"recompute_granularity": "selective"}
+FULL = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
 
 
 def model_config(family, **layout):
@@ -144,14 +145,29 @@ CP2 = {"context_parallel_size": 2}
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(
     "layout",
-    [TP2_SP, CP2, CP2 | SELECTIVE, TP2_SP | CP2],
-    ids=["tp2_sp", "cp2", "cp2_recompute", "tp2_sp_cp2"],
+    [TP2_SP, CP2, CP2 | SELECTIVE, CP2 | FULL, TP2_SP | CP2],
+    ids=["tp2_sp", "cp2", "cp2_selective_recompute", "cp2_full_recompute", "tp2_sp_cp2"],
 )
 def test_a_split_model_gives_the_loss_and_gradients_of_the_whole(family, layout):
     world_size = layout.get("tensor_model_parallel_size", 1) * layout.get("context_parallel_size", 1)
     for errors in parallel_launch(world_size, compare, family, layout):
         too_large = {name: error for name, error in errors.items() if not error < TOLERANCE}
         assert not too_large
+
+
+def gradients_with_dropout(recompute):
+    """Gradients of a model whose attention drops out, from the same seeds."""
+    model = build("gpt", attention_dropout=0.5, tensor_model_parallel_size=2, **recompute)
+    loss = loss_of(model, batch()).mean()
+    loss.backward()
+    return [loss.detach(), *(parameter.grad for parameter in model.parameters())]
+
+
+@pytest.mark.parametrize("recompute", [SELECTIVE, FULL], ids=["selective", "full"])
+def test_recomputation_drops_the_same_attention_again(recompute):
+    cases = [(gradients_with_dropout, ({},)), (gradients_with_dropout, (recompute,))]
+    for kept, recomputed in parallel_launch(2, one_after_the_other, cases):
+        assert all(torch.equal(x, y) for x, y in zip(kept, recomputed, strict=True))
 
 
 def test_experts_on_two_ranks_give_the_loss_and_gradients_of_one():
@@ -199,6 +215,26 @@ def test_every_attention_norm_and_router_of_the_local_spec_is_ours(family):
     ours = {f"megatron.training.norm.{norm}", "megatron.training.attention.DotProductAttention"}
     assert relevant == (ours | {"megatron.training.router.Router"} if family == "moe" else ours)
     assert ("megatron.core.transformer.moe.experts.SequentialMLP" in classes) == (family == "moe")
+
+
+def router_logits(router_dtype):
+    """Logits of a bf16 router, and the same product in fp64."""
+    router = (
+        build("moe", moe_router_dtype=router_dtype, bf16=True, params_dtype=torch.bfloat16).decoder.layers[0].mlp.router
+    )
+    x = torch.randn(SEQUENCE, BATCH, HIDDEN).bfloat16()
+    return router.gating(x).detach(), (x.double() @ router.weight.double().t()).detach()
+
+
+@pytest.mark.parametrize(
+    ("router_dtype", "dtype"), [(None, torch.bfloat16), ("fp32", torch.float32), ("fp64", torch.float64)]
+)
+def test_the_router_computes_in_the_dtype_that_was_asked_for(router_dtype, dtype):
+    [(logits, exact)] = parallel_launch(1, router_logits, router_dtype)
+    assert logits.dtype == dtype
+    # the largest logit's rounding, and for fp32 and fp64 that of HIDDEN additions
+    assert (logits - exact).abs().max() <= HIDDEN * torch.finfo(dtype).eps * exact.abs().max()
+    assert router_dtype is None or (logits - exact.bfloat16()).abs().max() > 0
 
 
 def spec_of(use_te, changes):
