@@ -206,7 +206,6 @@ _WATCHING = (
     Flag("tensorboard-log-interval", int, 1, "iterations between TensorBoard points"),
     _on_off("log-throughput", "TFLOP/s per GPU in the log line", True),
     _on_off("log-num-zeros-in-grad", "count the gradient's zeros"),
-    _on_off("log-params-norm", "norm of the parameters in the log line"),
     _choice("timing-log-level", "0", "0 1 2", "1 and up: a line with the time of each part of a step"),
     Flag("config", str, None, "TOML file of flags; the command line wins over it"),
 )
@@ -247,6 +246,7 @@ NO_EFFECT: dict[str, str] = {
     "log-timers-to-tensorboard": "say --timing-log-level 1",
     "log-validation-ppl-to-tensorboard": _ALWAYS_SO,
     "log-memory-to-tensorboard": "memory is reported at start",
+    "log-params-norm": "the gradient's norm is logged, the parameters' is not",
     "timing-log-option": "the slowest rank's time is logged",
     "data-impl": "mmap is the only one",
     "wandb-project": "curves go to --tensorboard-dir and --metrics-file",

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import random
-import warnings
 from datetime import timedelta
 
 import numpy as np
@@ -24,7 +22,6 @@ def initialize_megatron(args: argparse.Namespace) -> None:
     Raises:
         UserError: the backend does not fit the machine.
     """
-    _quiet_libraries()
     _init_process_group(args)
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=args.tensor_model_parallel_size,
@@ -44,12 +41,6 @@ def initialize_megatron(args: argparse.Namespace) -> None:
         args.micro_batch_size,
         args.data_parallel_size,
     )
-
-
-def _quiet_libraries() -> None:
-    """Keep the log to what is ours: what is absent is named once, in the start-up report."""
-    logging.getLogger("megatron.core").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module=r"megatron\.core\..*|torch\.distributed\..*")
 
 
 def _init_process_group(args: argparse.Namespace) -> None:

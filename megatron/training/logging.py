@@ -165,8 +165,6 @@ class TrainingLog:
             parts.append(f"grad norm: {result.grad_norm:.3f}")
         if result.num_zeros_in_grad is not None:
             parts.append(f"num zeros: {result.num_zeros_in_grad}")
-        if "params_norm" in values:
-            parts.append(f"params norm: {values['params_norm']:.3f}")
         parts += [
             f"number of skipped iterations: {interval.skipped:3d}",
             f"number of nan iterations: {interval.nan:3d}",

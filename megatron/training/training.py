@@ -12,7 +12,7 @@ from megatron.core.num_microbatches_calculator import get_current_global_batch_s
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler, get_canonical_lr_for_logging
 from megatron.core.timers import Timers
-from megatron.core.utils import calc_params_l2_norm, check_param_hashes_across_dp_replicas
+from megatron.core.utils import check_param_hashes_across_dp_replicas
 
 from megatron.training.checkpointing import TrainState, load_checkpoint, save_checkpoint
 from megatron.training.data import DataIterators, build_data_iterators, build_train_valid_test_datasets
@@ -54,13 +54,13 @@ def _set_up(args: argparse.Namespace) -> Run:
     with checked_on_every_rank():
         tokenizer = build_tokenizer(args)
         args.padded_vocab_size = padded_vocab_size(tokenizer.vocab_size, args)
-        check_data_files(args, tokenizer.vocab_size)
+        check_data_files(args)
         config = transformer_config(args)
     print_start_report(args)
     model = build_model(args, config)
     optimizer = None if args.skip_train else build_optimizer(args, model)
     scheduler = None if args.skip_train else build_scheduler(args, optimizer)
-    print_rank_0(" memory of rank 0:", *memory_report(args, model), sep="\n")
+    print_rank_0("\n".join([" memory of rank 0:", *memory_report(args, model)]))
     state = load_checkpoint(args, model, optimizer, scheduler) if args.load else TrainState()
     args.consumed_train_samples, args.consumed_valid_samples = state.consumed_train_samples, state.consumed_valid_samples
     datasets = build_train_valid_test_datasets(args, tokenizer)
@@ -150,8 +150,6 @@ class Run:
         state.consumed_train_samples += batch
         self._check(result)
         values = {"learning_rate": learning_rate, "loss_scale": self.optimizer.get_loss_scale().item()}
-        if args.log_params_norm:
-            values["params_norm"] = calc_params_l2_norm(self.model)
         validation_loss = self._validate() if state.iteration % args.eval_interval == 0 else None
         self.log.iteration(state.iteration, result, seconds, batch, state.consumed_train_samples, values, validation_loss)
         if args.timing_log_level != "0" and state.iteration % args.log_interval == 0:
