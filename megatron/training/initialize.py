@@ -1,0 +1,76 @@
+"""Start a rank: process groups, device, seeds, number of micro-batches."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import random
+import warnings
+from datetime import timedelta
+
+import numpy as np
+import torch
+from megatron.core import parallel_state, tensor_parallel
+from megatron.core.num_microbatches_calculator import init_num_microbatches_calculator
+
+from megatron.training.errors import UserError
+from sdp4bit_patches import cpu_device
+
+
+def initialize_megatron(args: argparse.Namespace) -> None:
+    """Initialize torch.distributed, megatron-core's parallel state and every random generator from ``args``.
+
+    Raises:
+        UserError: the backend does not fit the machine.
+    """
+    _quiet_libraries()
+    _init_process_group(args)
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=args.tensor_model_parallel_size,
+        pipeline_model_parallel_size=args.pipeline_model_parallel_size,
+        virtual_pipeline_model_parallel_size=args.virtual_pipeline_model_parallel_size,
+        context_parallel_size=args.context_parallel_size,
+        expert_model_parallel_size=args.expert_model_parallel_size,
+        expert_tensor_parallel_size=args.expert_tensor_parallel_size,
+        # megatron-core takes whole minutes; the default group above has the exact time-out.
+        distributed_timeout_minutes=max(1, round(args.distributed_timeout_minutes)),
+    )
+    set_random_seed(args.seed)
+    init_num_microbatches_calculator(
+        torch.distributed.get_rank(),
+        args.rampup_batch_size,
+        args.global_batch_size,
+        args.micro_batch_size,
+        args.data_parallel_size,
+    )
+
+
+def _quiet_libraries() -> None:
+    """Keep the log to what is ours: what is absent is named once, in the start-up report."""
+    logging.getLogger("megatron.core").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"megatron\.core\..*|torch\.distributed\..*")
+
+
+def _init_process_group(args: argparse.Namespace) -> None:
+    """One process group over all ranks, under torchrun or as a single process."""
+    backend = args.distributed_backend or ("gloo" if cpu_device.is_installed() else "nccl")
+    if backend == "nccl" and cpu_device.is_installed():
+        raise UserError("--distributed-backend nccl needs CUDA, which this machine lacks; say gloo or drop the flag")
+    if not cpu_device.is_installed():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    timeout = timedelta(minutes=args.distributed_timeout_minutes)
+    if "MASTER_ADDR" in os.environ:
+        torch.distributed.init_process_group(backend, timeout=timeout)
+    else:
+        store = torch.distributed.HashStore()
+        torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
+
+
+def set_random_seed(seed: int) -> None:
+    """Seed Python, NumPy and torch; pipeline stages differ, tensor-parallel ranks differ where megatron-core says so."""
+    seed += 100 * parallel_state.get_pipeline_model_parallel_rank()
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    tensor_parallel.model_parallel_cuda_manual_seed(seed)
