@@ -20,9 +20,12 @@ def main(argv: list[str]) -> None:
 
         cpu_device.install()
         quiet_libraries()
+        import torch
+
         from megatron.training.training import pretrain
 
         pretrain(args)
+        torch.distributed.destroy_process_group()
     except UserError as error:
         exit_with_sentence(error)
 

@@ -44,7 +44,9 @@ def initialize_megatron(args: argparse.Namespace) -> None:
 
 
 def _init_process_group(args: argparse.Namespace) -> None:
-    """One process group over all ranks, under torchrun or as a single process."""
+    """One process group over all ranks, under torchrun or as a single process; one that stands already is kept."""
+    if torch.distributed.is_initialized():
+        return
     backend = args.distributed_backend or ("gloo" if cpu_device.is_installed() else "nccl")
     if backend == "nccl" and cpu_device.is_installed():
         raise UserError("--distributed-backend nccl needs CUDA, which this machine lacks; say gloo or drop the flag")
@@ -59,7 +61,7 @@ def _init_process_group(args: argparse.Namespace) -> None:
 
 
 def set_random_seed(seed: int) -> None:
-    """Seed Python, NumPy and torch; pipeline stages differ, tensor-parallel ranks differ where megatron-core says so."""
+    """Seed Python, NumPy and torch; pipeline stages differ, and tensor-parallel ranks where megatron-core says so."""
     seed += 100 * parallel_state.get_pipeline_model_parallel_rank()
     random.seed(seed)
     np.random.seed(seed)

@@ -53,7 +53,10 @@ class MetricsFile:
 
     def write(self, values: dict[str, Any]) -> None:
         """Append one line; NaN and Inf become null, since JSON has neither."""
-        finite = {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in values.items()}
+        finite = {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in values.items()
+        }
         self._stream.write(json.dumps(finite) + "\n")
         self._stream.flush()
 
@@ -177,7 +180,8 @@ class TrainingLog:
         """Show the loss of a validation or test; perplexity is its exponential."""
         if not self._rank_0:
             return
-        print(f" {split} loss at iteration {iteration} | lm loss value: {loss:.6E} | lm loss PPL: {_perplexity(loss):.6E} |")
+        values = f"lm loss value: {loss:.6E} | lm loss PPL: {_perplexity(loss):.6E}"
+        print(f" {split} loss at iteration {iteration} | {values} |", flush=True)
         if self._tensorboard:
             self._tensorboard.add_scalar(f"{split}_loss", loss, iteration)
             self._tensorboard.add_scalar(f"{split}_ppl", _perplexity(loss), iteration)

@@ -109,7 +109,9 @@ def build_model(args: argparse.Namespace, config: TransformerConfig) -> list[Dis
     chunks = args.virtual_pipeline_model_parallel_size
     stages = range(chunks) if chunks else [None]
     ddp_config = data_parallel_config(args)
-    return [_wrap(args, config, ddp_config, _build_stage(args, config, stage), index) for index, stage in enumerate(stages)]
+    return [
+        _wrap(args, config, ddp_config, _build_stage(args, config, stage), index) for index, stage in enumerate(stages)
+    ]
 
 
 def _build_stage(args: argparse.Namespace, config: TransformerConfig, vp_stage: int | None) -> GPTModel:

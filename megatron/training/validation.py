@@ -78,7 +78,8 @@ def _check_model(args: argparse.Namespace) -> None:
         "choose a tensor-parallel size that divides the heads",
     )
     require(
-        heads % groups == 0, f"--num-attention-heads {heads} is not divisible by --num-query-groups {groups}; change one"
+        heads % groups == 0,
+        f"--num-attention-heads {heads} is not divisible by --num-query-groups {groups}; change one",
     )
     require(
         groups % tensor == 0 or tensor % groups == 0,
