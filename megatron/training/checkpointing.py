@@ -19,6 +19,7 @@ from megatron.core.utils import unwrap_model
 from megatron.training import checkpoint_files
 from megatron.training.errors import UserError, checked_on_every_rank
 from megatron.training.logging import print_rank_0
+from megatron.training.optimizer import allocate_adam_state, restore_adam_steps
 
 # Arguments that have to be the same in the checkpoint and in the run that loads it, since they shape the weights.
 _SHAPES = (
@@ -101,6 +102,8 @@ def _sharded_state(
     }
     wanted = (args.load_optim and not args.finetune) if is_loading else args.save_optim
     if optimizer is not None and wanted:
+        if is_loading:
+            allocate_adam_state(optimizer)
         state["optimizer"] = optimizer.sharded_state_dict(dict(state), is_loading=is_loading, metadata=metadata)
     return state
 
@@ -239,6 +242,7 @@ def _load_into(
         return TrainState()
     if "optimizer" in state_dict:
         optimizer.load_state_dict(loaded["optimizer"])
+        restore_adam_steps(optimizer)
     elif optimizer is not None:
         optimizer.reload_model_params()
     if scheduler is not None and "opt_param_scheduler" in loaded and args.load_optim:

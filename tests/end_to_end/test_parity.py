@@ -11,10 +11,10 @@ import pytest
 from training_run import TINY, run_training
 
 # fp32 sums of at most a few thousand terms in another order: relative differences of some 1e-7 a step, which the
-# optimizer's division by the second moment's root enlarges where gradients are near zero. Measured: loss 3e-7 after
-# three steps, gradient norm 4e-6.
-LOSS_TOLERANCE = 5e-6
-NORM_TOLERANCE = 5e-5
+# optimizer's division by the second moment's root enlarges where gradients are near zero. Measured worst, over all
+# layouts and three steps: loss 2.2e-7, gradient norm 2.7e-6; ten times that is allowed.
+LOSS_TOLERANCE = 2.2e-6
+NORM_TOLERANCE = 2.7e-5
 
 OVERLAP = "--overlap-grad-reduce --overlap-param-gather --ddp-bucket-size 20000"
 TP, PP, CP = "--tensor-model-parallel-size", "--pipeline-model-parallel-size", "--context-parallel-size"
