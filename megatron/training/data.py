@@ -150,6 +150,7 @@ def _loader(args: Namespace, dataset: Dataset, consumed_samples: int) -> DataLoa
         dataset,
         batch_sampler=CyclicSampler(*shared, seed=args.seed) if cyclic else SequentialSampler(*shared),
         num_workers=args.num_workers,
+        multiprocessing_context="fork" if args.num_workers else None,  # else Python 3.14 imports torch in each worker
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=_survive_first_signals,
         generator=torch.Generator(),  # else an iterator draws its workers' seed from the generator of the dropout
