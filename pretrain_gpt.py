@@ -7,6 +7,7 @@ import sys
 
 from megatron.training.arguments import parse_args
 from megatron.training.errors import UserError, exit_with_sentence
+from megatron.training.quiet import quiet_libraries
 from megatron.training.validation import validate_args
 
 
@@ -18,9 +19,13 @@ def main(argv: list[str]) -> None:
         from sdp4bit_patches import cpu_device
 
         cpu_device.install()
+        quiet_libraries()
+        import torch
+
         from megatron.training.training import pretrain
 
         pretrain(args)
+        torch.distributed.destroy_process_group()
     except UserError as error:
         exit_with_sentence(error)
 

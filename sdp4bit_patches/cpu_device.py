@@ -216,6 +216,20 @@ def _replace_cuda_names() -> None:
         setattr(torch.cuda, f"{name}Tensor", getattr(torch, f"{name}Tensor"))
 
 
+def _replace_split_sizes() -> None:
+    """megatron-core's token dispatcher copies split sizes off the GPU into NumPy arrays, and CPU tensors not at all."""
+    original = torch.distributed.all_to_all_single
+
+    @functools.wraps(original)
+    def all_to_all_single(*args: Any, **kwargs: Any) -> Any:
+        for split_sizes in ("output_split_sizes", "input_split_sizes"):
+            if isinstance(kwargs.get(split_sizes), torch.Tensor):
+                kwargs[split_sizes] = kwargs[split_sizes].tolist()
+        return original(*args, **kwargs)
+
+    torch.distributed.all_to_all_single = all_to_all_single
+
+
 def _replace_device_arguments() -> None:
     for name in _FACTORIES:
         setattr(torch, name, _on_cpu(getattr(torch, name)))
@@ -255,6 +269,7 @@ def install() -> bool:
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
     _replace_cuda_names()
     _replace_device_arguments()
+    _replace_split_sizes()
     _drop_rng_fork_warning()
     _installed = True
     return True

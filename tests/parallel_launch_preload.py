@@ -8,5 +8,5 @@ cpu_device.install()
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # megatron-core announces the optional packages that aren't there
     import megatron.core.distributed
-    import megatron.core.models.gpt
+    import megatron.core.models.gpt.gpt_layer_specs
     import megatron.core.optimizer  # noqa: F401

@@ -82,7 +82,9 @@ def find(root: str | Path, step: int | None) -> int | None:
         raise UserError(f"there is no checkpoint of iteration {iteration} in {root}; iterations there: {there}")
     damage = find_damage(root, iteration)
     if damage:
-        raise UserError(f"the checkpoint {checkpoint_folder(root, iteration)} is damaged: {damage}; {_remedy(root, iteration)}")
+        raise UserError(
+            f"the checkpoint {checkpoint_folder(root, iteration)} is damaged: {damage}; {_remedy(root, iteration)}"
+        )
     return iteration
 
 

@@ -156,7 +156,9 @@ def load_checkpoint(
     with checked_on_every_rank():
         iteration = checkpoint_files.find(args.load, args.ckpt_step)
         if iteration is None and args.exit_on_missing_checkpoint:
-            raise UserError(f"there is no checkpoint in --load {args.load}; drop --exit-on-missing-checkpoint to start anew")
+            raise UserError(
+                f"there is no checkpoint in --load {args.load}; drop --exit-on-missing-checkpoint to start anew"
+            )
     if iteration is None:
         print_rank_0(f" no checkpoint in {args.load}: starting from random weights")
         return TrainState()
@@ -172,7 +174,9 @@ def _load_common(folder: str) -> dict[str, Any]:
     try:
         return dist_checkpointing.load_common_state_dict(folder)
     except Exception as error:
-        raise UserError(f"cannot read {folder}/common.pt ({error}); choose another checkpoint with --ckpt-step") from error
+        raise UserError(
+            f"cannot read {folder}/common.pt ({error}); choose another checkpoint with --ckpt-step"
+        ) from error
 
 
 def _check_same_model(args: argparse.Namespace, saved: argparse.Namespace, folder: str) -> None:
@@ -197,7 +201,11 @@ def _check_sharding(args: argparse.Namespace, common: dict[str, Any], folder: st
     saved, loads_optimizer = common["args"], args.load_optim and not args.finetune
     same_layout = all(
         getattr(saved, name, None) == getattr(args, name)
-        for name in ("tensor_model_parallel_size", "pipeline_model_parallel_size", "virtual_pipeline_model_parallel_size")
+        for name in (
+            "tensor_model_parallel_size",
+            "pipeline_model_parallel_size",
+            "virtual_pipeline_model_parallel_size",
+        )
     )
     if loads_optimizer and not same_layout and metadata.get("distrib_optim_sharding_type") == "dp_reshardable":
         raise UserError(
@@ -253,7 +261,7 @@ def _load_scheduler(scheduler: OptimizerParamScheduler, state: dict[str, Any]) -
     except AssertionError as error:
         raise UserError(
             f"the schedule differs from the checkpoint's: {' '.join(str(error).split())}; add "
-            "--override-opt_param-scheduler to take the flags' or --use-checkpoint-opt_param-scheduler for the checkpoint's"
+            "--override-opt_param-scheduler to keep the flags' or --use-checkpoint-opt_param-scheduler to drop them"
         ) from error
 
 

@@ -73,7 +73,9 @@ _MIXTURE_OF_EXPERTS = (
     Flag("num-experts", int, None, "experts in each mixture-of-experts layer"),
     Flag("moe-router-topk", int, 2, "experts a token goes to"),
     Flag("moe-ffn-hidden-size", int, None, "width of an expert; --ffn-hidden-size by default"),
-    _choice("moe-router-load-balancing-type", "aux_loss", "aux_loss seq_aux_loss sinkhorn none", "how load is balanced"),
+    _choice(
+        "moe-router-load-balancing-type", "aux_loss", "aux_loss seq_aux_loss sinkhorn none", "how load is balanced"
+    ),
     Flag("moe-aux-loss-coeff", float, 0.0, "weight of the load balancing loss"),
     Flag("moe-z-loss-coeff", float, None, "weight of the router's z-loss"),
     _choice("moe-token-dispatcher-type", "allgather", "allgather alltoall", "how tokens reach their experts"),
@@ -83,7 +85,9 @@ _MIXTURE_OF_EXPERTS = (
 _TRAINING = (
     Flag("micro-batch-size", int, None, "samples of one forward pass on one data-parallel rank"),
     Flag("global-batch-size", int, None, "samples of one step; micro batch x data-parallel size by default"),
-    Flag("rampup-batch-size", int, None, "START INCREMENT SAMPLES: grow the global batch over so many samples", nargs=3),
+    Flag(
+        "rampup-batch-size", int, None, "START INCREMENT SAMPLES: grow the global batch over so many samples", nargs=3
+    ),
     Flag("train-iters", int, None, "steps to train"),
     Flag("train-samples", int, None, "samples to train, instead of --train-iters"),
     Flag("exit-interval", int, None, "save and stop when the iteration is a multiple of this"),
@@ -206,7 +210,6 @@ _WATCHING = (
     Flag("tensorboard-log-interval", int, 1, "iterations between TensorBoard points"),
     _on_off("log-throughput", "TFLOP/s per GPU in the log line", True),
     _on_off("log-num-zeros-in-grad", "count the gradient's zeros"),
-    _on_off("log-params-norm", "norm of the parameters in the log line"),
     _choice("timing-log-level", "0", "0 1 2", "1 and up: a line with the time of each part of a step"),
     Flag("config", str, None, "TOML file of flags; the command line wins over it"),
 )
@@ -247,6 +250,7 @@ NO_EFFECT: dict[str, str] = {
     "log-timers-to-tensorboard": "say --timing-log-level 1",
     "log-validation-ppl-to-tensorboard": _ALWAYS_SO,
     "log-memory-to-tensorboard": "memory is reported at start",
+    "log-params-norm": "the gradient's norm is logged, the parameters' is not",
     "timing-log-option": "the slowest rank's time is logged",
     "data-impl": "mmap is the only one",
     "wandb-project": "curves go to --tensorboard-dir and --metrics-file",

@@ -9,16 +9,19 @@ from typing import Any
 
 import torch
 from megatron.core.models.gpt import GPTModel
+from megatron.core.timers import Timers
 from megatron.core.utils import get_attr_wrapped_model
 
 from megatron.training.batch import get_batch
 
 
-def make_forward_step(args: argparse.Namespace) -> Callable:
+def make_forward_step(args: argparse.Namespace, timers: Timers) -> Callable:
     """The ``forward_step_func`` that megatron-core's schedules call for every micro-batch."""
 
     def forward_step(data_iterator: Iterator[Any] | None, model: GPTModel) -> tuple[torch.Tensor, Callable]:
+        timers("batch-generator", log_level=2).start()
         batch = get_batch(data_iterator, args, get_attr_wrapped_model(model, "vp_stage"))
+        timers("batch-generator").stop()
         output = model(batch.tokens, batch.position_ids, batch.attention_mask, labels=batch.labels)
         return output, partial(loss_of_micro_batch, batch.loss_mask)
 

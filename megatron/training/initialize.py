@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import random
-import warnings
 from datetime import timedelta
 
 import numpy as np
@@ -24,7 +22,6 @@ def initialize_megatron(args: argparse.Namespace) -> None:
     Raises:
         UserError: the backend does not fit the machine.
     """
-    _quiet_libraries()
     _init_process_group(args)
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=args.tensor_model_parallel_size,
@@ -46,14 +43,10 @@ def initialize_megatron(args: argparse.Namespace) -> None:
     )
 
 
-def _quiet_libraries() -> None:
-    """Keep the log to what is ours: what is absent is named once, in the start-up report."""
-    logging.getLogger("megatron.core").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module=r"megatron\.core\..*|torch\.distributed\..*")
-
-
 def _init_process_group(args: argparse.Namespace) -> None:
-    """One process group over all ranks, under torchrun or as a single process."""
+    """One process group over all ranks, under torchrun or as a single process; one that stands already is kept."""
+    if torch.distributed.is_initialized():
+        return
     backend = args.distributed_backend or ("gloo" if cpu_device.is_installed() else "nccl")
     if backend == "nccl" and cpu_device.is_installed():
         raise UserError("--distributed-backend nccl needs CUDA, which this machine lacks; say gloo or drop the flag")
@@ -68,7 +61,7 @@ def _init_process_group(args: argparse.Namespace) -> None:
 
 
 def set_random_seed(seed: int) -> None:
-    """Seed Python, NumPy and torch; pipeline stages differ, tensor-parallel ranks differ where megatron-core says so."""
+    """Seed Python, NumPy and torch; pipeline stages differ, and tensor-parallel ranks where megatron-core says so."""
     seed += 100 * parallel_state.get_pipeline_model_parallel_rank()
     random.seed(seed)
     np.random.seed(seed)

@@ -1,7 +1,7 @@
 """Which module stands where in a transformer block: megatron-core's own specs, completed where there is no TE.
 
-megatron-core's local spec has neither context-parallel attention nor a norm that allows sequence parallelism. Those
-two are replaced by ours; everything else, mixture of experts included, is what megatron-core says.
+megatron-core's local spec has no context-parallel attention, no norm that allows sequence parallelism, and a router
+of experts that can't run. Those three are replaced by ours; everything else is what megatron-core says.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ from typing import Any
 from megatron.core.fusions.fused_layer_norm import FusedLayerNorm
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec
 from megatron.core.transformer.dot_product_attention import DotProductAttention as StockDotProductAttention
+from megatron.core.transformer.moe.router import TopKRouter
 from megatron.core.transformer.torch_norm import WrappedTorchNorm
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron.training.attention import DotProductAttention
 from megatron.training.norm import LayerNorm, RMSNorm
+from megatron.training.router import Router
 
 _NORMS = {"LayerNorm": LayerNorm, "RMSNorm": RMSNorm}
 
@@ -31,7 +33,7 @@ def get_layer_spec(
     Args:
         config: the model; ``normalization``, ``num_moe_experts``, ``moe_layer_freq``, ``qk_layernorm`` and the
             pipeline's layout are read.
-        use_te: Transformer Engine's modules; otherwise the local spec with this package's attention and norms.
+        use_te: Transformer Engine's modules; otherwise the local spec with this package's attention, norms and router.
         vp_stage: which of this rank's model chunks, with an interleaved pipeline.
         qk_l2_norm: normalize queries and keys by their L2 norm instead of a learned norm.
 
@@ -45,8 +47,8 @@ def get_layer_spec(
     if use_te:
         return block
     norm = _NORMS[config.normalization]
-    ours = {StockDotProductAttention: DotProductAttention, WrappedTorchNorm: norm, FusedLayerNorm: norm}
-    return _replace(block, ours)
+    ours = {StockDotProductAttention: DotProductAttention, TopKRouter: Router}
+    return _replace(block, ours | {WrappedTorchNorm: norm, FusedLayerNorm: norm})
 
 
 def _check(config: TransformerConfig, use_te: bool) -> None:

@@ -53,7 +53,10 @@ class MetricsFile:
 
     def write(self, values: dict[str, Any]) -> None:
         """Append one line; NaN and Inf become null, since JSON has neither."""
-        finite = {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in values.items()}
+        finite = {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in values.items()
+        }
         self._stream.write(json.dumps(finite) + "\n")
         self._stream.flush()
 
@@ -165,8 +168,6 @@ class TrainingLog:
             parts.append(f"grad norm: {result.grad_norm:.3f}")
         if result.num_zeros_in_grad is not None:
             parts.append(f"num zeros: {result.num_zeros_in_grad}")
-        if "params_norm" in values:
-            parts.append(f"params norm: {values['params_norm']:.3f}")
         parts += [
             f"number of skipped iterations: {interval.skipped:3d}",
             f"number of nan iterations: {interval.nan:3d}",
@@ -179,7 +180,8 @@ class TrainingLog:
         """Show the loss of a validation or test; perplexity is its exponential."""
         if not self._rank_0:
             return
-        print(f" {split} loss at iteration {iteration} | lm loss value: {loss:.6E} | lm loss PPL: {_perplexity(loss):.6E} |")
+        values = f"lm loss value: {loss:.6E} | lm loss PPL: {_perplexity(loss):.6E}"
+        print(f" {split} loss at iteration {iteration} | {values} |", flush=True)
         if self._tensorboard:
             self._tensorboard.add_scalar(f"{split}_loss", loss, iteration)
             self._tensorboard.add_scalar(f"{split}_ppl", _perplexity(loss), iteration)

@@ -38,7 +38,9 @@ def memory_report(args: argparse.Namespace, model: list[DistributedDataParallel]
     """Lines with the memory that this rank will need, by part, in MiB."""
     parameters = sum(parameter.numel() for chunk in model for parameter in chunk.parameters())
     parameter_bytes = sum(p.numel() * p.element_size() for chunk in model for p in chunk.parameters())
-    gradient_bytes = parameters * (4 if args.accumulate_allreduce_grads_in_fp32 or args.params_dtype == "float32" else 2)
+    gradient_bytes = parameters * (
+        4 if args.accumulate_allreduce_grads_in_fp32 or args.params_dtype == "float32" else 2
+    )
     shards = parallel_state.get_data_parallel_world_size(with_context_parallel=True)
     # Adam's two moments in fp32, and an fp32 main copy where the model's parameters are shorter.
     optimizer_bytes = parameters * (8 if args.params_dtype == "float32" else 12)
@@ -46,7 +48,9 @@ def memory_report(args: argparse.Namespace, model: list[DistributedDataParallel]
         optimizer_bytes /= shards
     activations = activation_bytes_per_layer(args) * args.num_layers / args.pipeline_model_parallel_size
     # The first 1F1B stage holds as many micro-batches as there are stages.
-    in_flight = min(args.pipeline_model_parallel_size, args.global_batch_size // (args.micro_batch_size * args.data_parallel_size))
+    in_flight = min(
+        args.pipeline_model_parallel_size, args.global_batch_size // (args.micro_batch_size * args.data_parallel_size)
+    )
     parts = {
         f"parameters ({parameters:,})": parameter_bytes,
         "gradients": gradient_bytes,

@@ -37,9 +37,13 @@ def uses_transformer_engine(args: argparse.Namespace) -> bool:
 
 
 def transformer_config(args: argparse.Namespace) -> TransformerConfig:
-    """megatron-core's configuration of the layers, from arguments of the same name and the few that differ."""
+    """megatron-core's configuration of the layers, from arguments of the same name and the few that differ.
+
+    Raises:
+        UserError: a combination that megatron-core refuses, with its own words.
+    """
     fields = {field.name for field in dataclasses.fields(TransformerConfig) if field.init}
-    values = {name: value for name, value in vars(args).items() if name in fields}
+    values = {name: value for name, value in vars(args).items() if name in fields and value is not None}
     values |= {theirs: getattr(args, ours) for ours, theirs in _RENAMED.items()}
     dtype = getattr(torch, args.params_dtype)
     values |= {
@@ -60,7 +64,10 @@ def transformer_config(args: argparse.Namespace) -> TransformerConfig:
         # The CPU's weights then do not depend on the tensor-parallel size.
         "use_cpu_initialization": args.use_cpu_initialization or cpu_device.is_installed(),
     }
-    return TransformerConfig(**values)
+    try:
+        return TransformerConfig(**values)
+    except (ValueError, AssertionError) as error:
+        raise UserError(f"megatron-core refuses this model: {error}; change the flags it names") from error
 
 
 def _activation(args: argparse.Namespace) -> object:
@@ -102,7 +109,9 @@ def build_model(args: argparse.Namespace, config: TransformerConfig) -> list[Dis
     chunks = args.virtual_pipeline_model_parallel_size
     stages = range(chunks) if chunks else [None]
     ddp_config = data_parallel_config(args)
-    return [_wrap(args, config, ddp_config, _build_stage(args, config, stage), index) for index, stage in enumerate(stages)]
+    return [
+        _wrap(args, config, ddp_config, _build_stage(args, config, stage), index) for index, stage in enumerate(stages)
+    ]
 
 
 def _build_stage(args: argparse.Namespace, config: TransformerConfig, vp_stage: int | None) -> GPTModel:

@@ -9,13 +9,16 @@ import torch
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+from megatron.core.timers import Timers
 
 
-def build_optimizer(args: argparse.Namespace, model: list[DistributedDataParallel]) -> MegatronOptimizer:
+def build_optimizer(
+    args: argparse.Namespace, model: list[DistributedDataParallel], timers: Timers
+) -> MegatronOptimizer:
     """megatron-core's optimizer over the model chunks (its DistributedOptimizer with --use-distributed-optimizer)."""
     fields = {field.name for field in dataclasses.fields(OptimizerConfig) if field.init}
     values = {name: value for name, value in vars(args).items() if name in fields}
-    values["params_dtype"] = getattr(torch, args.params_dtype)
+    values |= {"params_dtype": getattr(torch, args.params_dtype), "timers": timers}
     return get_megatron_optimizer(OptimizerConfig(**values), model)
 
 

@@ -30,12 +30,19 @@ def print_start_report(args: argparse.Namespace) -> None:
     device = "CPU" if cpu_device.is_installed() else torch.cuda.get_device_name()
     backend = torch.distributed.get_backend()
     layers = "Transformer Engine" if uses_transformer_engine(args) else "local"
-    print_rank_0(f" {versions}, Python {platform.python_version()}, {device}, {backend}, {args.params_dtype}, {layers} layers")
     print_rank_0(
-        f" {args.world_size} ranks: tensor {args.tensor_model_parallel_size}, pipeline {args.pipeline_model_parallel_size}, "
-        f"context {args.context_parallel_size}, data {args.data_parallel_size}, expert {args.expert_model_parallel_size}; "
-        f"global batch {args.global_batch_size}, micro-batch {args.micro_batch_size}"
+        f" {versions}, Python {platform.python_version()}, {device}, {backend}, {args.params_dtype}, {layers} layers"
     )
+    sizes = {
+        "tensor": args.tensor_model_parallel_size,
+        "pipeline": args.pipeline_model_parallel_size,
+        "context": args.context_parallel_size,
+        "expert": args.expert_model_parallel_size,
+        "data": args.data_parallel_size,
+    }
+    layout = ", ".join(f"{name} {size}" for name, size in sizes.items())
+    batch = f"global batch {args.global_batch_size}, micro-batch {args.micro_batch_size}"
+    print_rank_0(f" {args.world_size} ranks: {layout}; {batch}")
     for package, instead in _OPTIONAL.items():
         if importlib.util.find_spec(package) is None:
             print_rank_0(f" {package} is not installed: {instead}")

@@ -12,7 +12,7 @@ from megatron.core.num_microbatches_calculator import get_current_global_batch_s
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler, get_canonical_lr_for_logging
 from megatron.core.timers import Timers
-from megatron.core.utils import calc_params_l2_norm, check_param_hashes_across_dp_replicas
+from megatron.core.utils import check_param_hashes_across_dp_replicas
 
 from megatron.training.checkpointing import TrainState, load_checkpoint, save_checkpoint
 from megatron.training.data import DataIterators, build_data_iterators, build_train_valid_test_datasets
@@ -24,8 +24,8 @@ from megatron.training.initialize import initialize_megatron
 from megatron.training.logging import TrainingLog, print_rank_0
 from megatron.training.memory import memory_report, peak_memory_mib
 from megatron.training.model import build_model, transformer_config
-from megatron.training.param_gather import ParameterGathers
 from megatron.training.optimizer import build_optimizer, build_scheduler
+from megatron.training.param_gather import ParameterGathers
 from megatron.training.report import print_start_report
 from megatron.training.signals import ExitSignal
 from megatron.training.tokenizer import build_tokenizer, padded_vocab_size
@@ -46,7 +46,6 @@ def pretrain(args: argparse.Namespace) -> None:
     print_rank_0(f" set up in {time.time() - started:.1f} s")
     run.train(exit_signal, started)
     torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
 
 
 def _set_up(args: argparse.Namespace) -> Run:
@@ -54,18 +53,21 @@ def _set_up(args: argparse.Namespace) -> Run:
     with checked_on_every_rank():
         tokenizer = build_tokenizer(args)
         args.padded_vocab_size = padded_vocab_size(tokenizer.vocab_size, args)
-        check_data_files(args, tokenizer.vocab_size)
+        check_data_files(args)
         config = transformer_config(args)
+    config.timers = Timers(int(args.timing_log_level), "minmax")
     print_start_report(args)
     model = build_model(args, config)
-    optimizer = None if args.skip_train else build_optimizer(args, model)
+    optimizer = None if args.skip_train else build_optimizer(args, model, config.timers)
     scheduler = None if args.skip_train else build_scheduler(args, optimizer)
-    print_rank_0(" memory of rank 0:", *memory_report(args, model), sep="\n")
+    print_rank_0("\n".join([" memory of rank 0:", *memory_report(args, model)]))
     state = load_checkpoint(args, model, optimizer, scheduler) if args.load else TrainState()
-    args.consumed_train_samples, args.consumed_valid_samples = state.consumed_train_samples, state.consumed_valid_samples
+    args.consumed_train_samples, args.consumed_valid_samples = (
+        state.consumed_train_samples,
+        state.consumed_valid_samples,
+    )
     datasets = build_train_valid_test_datasets(args, tokenizer)
     iterators = build_data_iterators(args, datasets, len(model))
-    config.timers = Timers(int(args.timing_log_level), "minmax")
     connect_schedule(args, config, model, optimizer)
     return Run(args, state, config.timers, model, optimizer, scheduler, iterators)
 
@@ -90,7 +92,7 @@ class Run:
         self.optimizer = optimizer
         self.scheduler = scheduler
         self.iterators = iterators
-        self.forward_step = make_forward_step(args)
+        self.forward_step = make_forward_step(args, timers)
         self.gathers = ParameterGathers(model)
         self.log = TrainingLog(args, state.iteration)
 
@@ -138,7 +140,9 @@ class Run:
         update_num_microbatches(state.consumed_train_samples, consistency_check=False)
         batch = get_current_global_batch_size()
         begun = time.perf_counter()
-        result = train_step(args, self.forward_step, one_or_all(self.iterators.train), self.model, self.optimizer, wants_exit)
+        result = train_step(
+            args, self.forward_step, one_or_all(self.iterators.train), self.model, self.optimizer, wants_exit
+        )
         seconds = time.perf_counter() - begun
         learning_rate = get_canonical_lr_for_logging(self.optimizer.param_groups)
         if result.skipped:
@@ -150,12 +154,12 @@ class Run:
         state.consumed_train_samples += batch
         self._check(result)
         values = {"learning_rate": learning_rate, "loss_scale": self.optimizer.get_loss_scale().item()}
-        if args.log_params_norm:
-            values["params_norm"] = calc_params_l2_norm(self.model)
         validation_loss = self._validate() if state.iteration % args.eval_interval == 0 else None
-        self.log.iteration(state.iteration, result, seconds, batch, state.consumed_train_samples, values, validation_loss)
+        self.log.iteration(
+            state.iteration, result, seconds, batch, state.consumed_train_samples, values, validation_loss
+        )
         if args.timing_log_level != "0" and state.iteration % args.log_interval == 0:
-            self.timers.log(None, normalizer=args.log_interval)
+            print_rank_0(self.timers.get_all_timers_string(normalizer=args.log_interval))
         return result
 
     def _check(self, result: StepResult) -> None:

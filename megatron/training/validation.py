@@ -68,8 +68,6 @@ def _derive_model(args: argparse.Namespace) -> None:
         args.kv_channels = args.hidden_size // args.num_attention_heads
     if not args.group_query_attention:
         args.num_query_groups = args.num_attention_heads
-    if args.moe_ffn_hidden_size is None:
-        args.moe_ffn_hidden_size = args.ffn_hidden_size
 
 
 def _check_model(args: argparse.Namespace) -> None:
@@ -80,7 +78,8 @@ def _check_model(args: argparse.Namespace) -> None:
         "choose a tensor-parallel size that divides the heads",
     )
     require(
-        heads % groups == 0, f"--num-attention-heads {heads} is not divisible by --num-query-groups {groups}; change one"
+        heads % groups == 0,
+        f"--num-attention-heads {heads} is not divisible by --num-query-groups {groups}; change one",
     )
     require(
         groups % tensor == 0 or tensor % groups == 0,
@@ -279,6 +278,7 @@ def _check_experts(args: argparse.Namespace) -> None:
     if args.num_experts is None:
         require(expert == 1, f"--expert-model-parallel-size {expert} needs --num-experts")
         return
+    args.moe_ffn_hidden_size = args.moe_ffn_hidden_size or args.ffn_hidden_size
     require(
         args.num_experts % expert == 0,
         f"--num-experts {args.num_experts} is not divisible by --expert-model-parallel-size {expert}; change one",

@@ -57,9 +57,7 @@ def gradients_after_the_all_reduce(normalization, sequence_parallel):
 
     parallel_state.destroy_model_parallel()
     parallel_state.initialize_model_parallel(tensor_model_parallel_size=2)
-    settings = config(
-        normalization=normalization, sequence_parallel=sequence_parallel, tensor_model_parallel_size=2
-    )
+    settings = config(normalization=normalization, sequence_parallel=sequence_parallel, tensor_model_parallel_size=2)
     torch.manual_seed(1)
     x, output_gradient = torch.randn(SEQUENCE, BATCH, HIDDEN), torch.randn(SEQUENCE, BATCH, HIDDEN)
     whole = norm_class(normalization)(settings, HIDDEN)
