@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
+import sys
 from argparse import Namespace
 from pathlib import Path
 
@@ -289,6 +291,43 @@ def test_the_end_of_data_drawn_once_is_known_on_every_rank(tmp_path):
     assert [count for _, count in ranks] == [expected, expected]
 
 
+def test_validation_data_drawn_once_that_is_too_little_is_refused_at_start(tmp_path):
+    prefixes = [write_dataset(tmp_path / str(i), documents(10)) for i in (1, 2)]
+    args = flags(data_path=prefixes, eval_iters=2)
+    with pytest.raises(ValueError, match="12 valid samples but the run draws 48: .* weights"):
+        parallel_launch(1, batches, args, {}, 1)
+    weighted = flags(data_path=["1", prefixes[0], "1", prefixes[1]], eval_iters=2)
+    parallel_launch(1, batches, weighted, {}, 1)
+
+
+# Workers are told to end, as a scheduler tells all processes of a job; the trainer reads on and exits beside them.
+LIVE_WORKERS = """
+import os, sys, tempfile
+from sdp4bit_patches import cpu_device
+cpu_device.install()
+import torch, test_data
+store = torch.distributed.FileStore(tempfile.mktemp(), 1)
+torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+test_data.start()
+_, iterators = test_data.build(test_data.flags(mock_data=True, split=None, num_workers=2, train_iters=1000))
+next(iterators.train[0])
+children = [child.pid for child in torch.multiprocessing.active_children()]
+for child in children:
+    os.kill(child, 15)
+for _ in range(20):
+    next(iterators.train[0])
+print(len(children), "workers")
+"""
+
+
+def test_workers_outlive_a_first_sigterm_and_do_not_keep_the_trainer_from_exiting():
+    path = os.pathsep.join(str(Path(__file__).parents[up]) for up in (0, 1, 2))
+    command = [sys.executable, "-W", "ignore", "-c", LIVE_WORKERS]
+    environment = os.environ | {"PYTHONPATH": path}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=90)
+    assert (done.returncode, done.stdout) == (0, "2 workers\n"), done.stderr
+
+
 def check(args):
     from megatron.training.data_files import check_data_files
 
@@ -340,6 +379,8 @@ def test_a_damaged_dataset_is_named(prefix, damage, sentence):
         ({"split": "9,-1,1"}, "is not three shares"),
         ({"split": "1,1,1,1"}, "is not three shares"),
         ({"split": ""}, "is not three shares"),
+        ({"split": "0,1,1"}, "give no documents for training"),
+        ({"valid_data_path": ["data"], "data_path": None}, "give no documents for training"),
         ({"seq_length": 50}, "its valid share has 1 documents with 50 tokens, fewer than the 51 of one sequence"),
         ({"split": "969,30,1"}, "its valid share has 0 documents with 0 tokens, fewer than the 9 .* or --eval-iters 0"),
         ({"train_data_path": ["nowhere"], "data_path": None}, "--train-data-path nowhere: nowhere.idx does not exist"),
