@@ -135,7 +135,13 @@ def build_data_iterators(args: Namespace, datasets: Datasets, num_model_chunks: 
 
 def _check_evaluation_data(args: Namespace, available: list[int | None]) -> None:
     """Training may end with its data, but an evaluation that ran out in the middle would have no loss to report."""
-    for split, has, draws in list(zip(SPLITS, available, num_samples_per_split(args), strict=True))[1:]:
+    if available[0] is None:
+        return
+    num_iterations = (
+        args.train_iters if args.skip_train else min(args.train_iters, available[0] // args.global_batch_size)
+    )
+    drawn = num_samples_per_split(Namespace(**vars(args) | {"train_iters": num_iterations}))
+    for split, has, draws in list(zip(SPLITS, available, drawn, strict=True))[1:]:
         if has and has < draws:
             raise UserError(
                 f"there are {has} {split} samples but the run draws {draws}: give the datasets weights, so that they "

@@ -285,7 +285,7 @@ def test_mock_data_needs_no_files():
 
 def test_the_end_of_data_drawn_once_is_known_on_every_rank(tmp_path):
     prefixes = [write_dataset(tmp_path / str(i), documents(10)) for i in (1, 2)]
-    args = flags(data_path=prefixes, train_iters=1000)
+    args = flags(data_path=prefixes, train_iters=1000, eval_iters=0)
     ranks = parallel_launch(2, batches, args, {"tensor_model_parallel_size": 2}, 1)
     expected = 2 * ((8 * 50 - 1) // SEQUENCE)  # 8 of 10 documents of 50 tokens, of each
     assert [count for _, count in ranks] == [expected, expected]
