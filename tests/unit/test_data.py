@@ -325,7 +325,7 @@ def test_workers_outlive_a_first_sigterm_and_do_not_keep_the_trainer_from_exitin
     path = os.pathsep.join(str(Path(__file__).parents[up]) for up in (0, 1, 2))
     command = [sys.executable, "-W", "ignore", "-c", LIVE_WORKERS, workers]
     environment = os.environ | {"PYTHONPATH": path}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout) == (0, "2 2\n"), done.stderr
     assert "Traceback" not in done.stderr
 
