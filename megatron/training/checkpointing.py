@@ -164,18 +164,20 @@ def load_checkpoint(
         return TrainState()
     folder = str(checkpoint_files.checkpoint_folder(args.load, iteration))
     with checked_on_every_rank():
-        common = _load_common(folder)
+        common = _load_common(args.load, iteration)
         _check_same_model(args, common["args"], folder)
         metadata = _check_sharding(args, common, folder)
     return _load_into(args, folder, common, metadata, model, optimizer, scheduler)
 
 
-def _load_common(folder: str) -> dict[str, Any]:
+def _load_common(root: str, iteration: int) -> dict[str, Any]:
+    folder = checkpoint_files.checkpoint_folder(root, iteration)
     try:
-        return dist_checkpointing.load_common_state_dict(folder)
+        return dist_checkpointing.load_common_state_dict(str(folder))
     except Exception as error:
+        reason = " ".join(str(error).split())
         raise UserError(
-            f"cannot read {folder}/common.pt ({error}); choose another checkpoint with --ckpt-step"
+            f"cannot read {folder}/common.pt ({reason}); {checkpoint_files.remedy(root, iteration)}"
         ) from error
 
 
