@@ -183,8 +183,12 @@ def fields_of_megatron_core() -> frozenset[str]:
     fields = {node.target.id for tree in trees for node in ast.walk(tree) if isinstance(node, ast.AnnAssign)}
     readers = [*core.glob("transformer/**/*.py"), *core.glob("models/**/*.py"), *core.glob("optimizer/*.py")]
     readers += [core / "tensor_parallel/layers.py", core / "pipeline_parallel/schedules.py"]
-    text = "".join(file.read_text() for file in {*readers, *configs})
-    return frozenset(field for field in fields if re.search(rf"(config|self)\.{field}\b(?! = )", text))
+    read = {
+        name
+        for file in {*readers, *configs}
+        for name in re.findall(r"(?:(?<=config)|(?<=self))\.(\w+)\b(?! = )", file.read_text())
+    }
+    return frozenset(fields & read)
 
 
 # Read under a name that is put together: train/valid/test_data_path and the two units of decay and warm-up.
