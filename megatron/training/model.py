@@ -61,7 +61,8 @@ def transformer_config(args: argparse.Namespace) -> TransformerConfig:
         "masked_softmax_fusion": False,
         "gradient_accumulation_fusion": False,
         "persist_layer_norm": False,
-        "deallocate_pipeline_outputs": True,
+        # gloo reads an output until it is sent, while NCCL's stream order lets megatron-core free it at once.
+        "deallocate_pipeline_outputs": not cpu_device.is_installed(),
         "qk_layernorm": args.qk_layernorm,
         # The CPU's weights then do not depend on the tensor-parallel size.
         "use_cpu_initialization": args.use_cpu_initialization or cpu_device.is_installed(),
