@@ -44,7 +44,7 @@ def _count_parameters(names: list[str]) -> tuple[dict[str, int], float]:
     from megatron.core import parallel_state
 
     from megatron.training.model import build_gpt_model, transformer_config
-    from megatron.training.tokenizer import build_tokenizer, padded_vocab_size
+    from megatron.training.tokenizer import padded_vocab_size
 
     parallel_state.initialize_model_parallel()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
