@@ -21,6 +21,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.utils import _device
 
 CPU = torch.device("cpu")
 
@@ -231,6 +232,8 @@ def _replace_split_sizes() -> None:
 
 
 def _replace_device_arguments() -> None:
+    # `with torch.device(...)` knows the factories by identity and lists them at its first use, which may come later.
+    _device._device_constructors()
     for name in _FACTORIES:
         setattr(torch, name, _on_cpu(getattr(torch, name)))
     torch.Tensor.to = _to(torch.Tensor.to)

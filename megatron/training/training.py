@@ -43,7 +43,7 @@ def pretrain(args: argparse.Namespace) -> None:
     started = time.time()
     initialize_megatron(args)
     initialize_host_group(args.distributed_timeout_minutes)
-    run = _set_up(args)
+    run = set_up(args)
     print_rank_0(f" set up in {time.time() - started:.1f} s")
     # Not before: SIGTERM during the set-up has nothing to save, and ends the process as it ends any other.
     exit_signal = ExitSignal()
@@ -52,7 +52,7 @@ def pretrain(args: argparse.Namespace) -> None:
     torch.distributed.barrier()
 
 
-def _set_up(args: argparse.Namespace) -> Run:
+def set_up(args: argparse.Namespace) -> Run:
     """Everything that is built before the first step."""
     with checked_on_every_rank():
         tokenizer = build_tokenizer(args)
@@ -121,7 +121,7 @@ class Run:
             stop = self._data_end()
             if stop:
                 break
-            result = self._iteration()
+            result = self.iteration()
             stop = _reason_to_stop(args, state.iteration, result)
             if args.save and args.save_interval and state.iteration % args.save_interval == 0:
                 self._save()
@@ -137,7 +137,7 @@ class Run:
             return None
         return f"the data has ended ({available} samples)"
 
-    def _iteration(self) -> StepResult:
+    def iteration(self) -> StepResult:
         """One step and everything that follows from it but checkpoints."""
         args, state = self.args, self.state
         update_num_microbatches(state.consumed_train_samples, consistency_check=False)
