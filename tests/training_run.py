@@ -1,4 +1,4 @@
-"""Whole training runs in a test: ``pretrain`` in N gloo processes of :mod:`parallel_launch`, read by its metrics file."""
+"""Whole training runs in a test: ``pretrain`` in processes of :mod:`parallel_launch`, read by its metrics file."""
 
 from __future__ import annotations
 

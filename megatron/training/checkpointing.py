@@ -19,9 +19,10 @@ from megatron.core.utils import unwrap_model
 from torch.distributed.checkpoint.api import CheckpointException
 
 from megatron.training import checkpoint_files
+from megatron.training.checkpoint_writer import InProcessSave
 from megatron.training.errors import UserError, checked_on_every_rank
 from megatron.training.logging import print_rank_0
-from megatron.training.optimizer import allocate_adam_state, restore_adam_steps
+from megatron.training.optimizer import allocate_adam_state, load_optimizer
 
 # Arguments that have to be the same in the checkpoint and in the run that loads it, since they shape the weights.
 _SHAPES = (
@@ -59,9 +60,8 @@ def save_checkpoint(
         state_dict["opt_param_scheduler"] = scheduler.state_dict()
     if args.save_rng:
         state_dict["rng_state"] = _rng_state()
-    dist_checkpointing.save(
-        state_dict, str(checkpoint_files.partial_folder(root, iteration)), content_metadata=metadata
-    )
+    folder = str(checkpoint_files.partial_folder(root, iteration))
+    dist_checkpointing.save(state_dict, folder, InProcessSave(), content_metadata=metadata)
     if torch.distributed.get_rank() == 0:
         checkpoint_files.commit(root, iteration)
     torch.distributed.barrier()
@@ -245,8 +245,7 @@ def _load_into(
         print_rank_0(f" loaded the weights of {folder}; starting at iteration 0")
         return TrainState()
     if "optimizer" in state_dict:
-        optimizer.load_state_dict(loaded["optimizer"])
-        restore_adam_steps(optimizer)
+        load_optimizer(optimizer, loaded["optimizer"])
     elif optimizer is not None:
         optimizer.reload_model_params()
     if scheduler is not None and "opt_param_scheduler" in loaded and args.load_optim:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from typing import Any
 
 import torch
 from megatron.core.distributed import DistributedDataParallel
@@ -28,7 +29,8 @@ def allocate_adam_state(optimizer: MegatronOptimizer) -> None:
     megatron-core's DistributedOptimizer reads the step count from that state before it loads a checkpoint into it;
     Transformer Engine's and apex's Adam keep the count elsewhere and are left alone.
     """
-    for inner in _torch_adams(optimizer):
+    parts = getattr(optimizer, "chained_optimizers", [optimizer])
+    for inner in [part.optimizer for part in parts if isinstance(part.optimizer, torch.optim.Adam)]:
         for parameter in (parameter for group in inner.param_groups for parameter in group["params"]):
             inner.state[parameter] = inner.state[parameter] or {
                 "step": torch.tensor(0.0),
@@ -37,22 +39,31 @@ def allocate_adam_state(optimizer: MegatronOptimizer) -> None:
             }
 
 
-def restore_adam_steps(optimizer: MegatronOptimizer) -> None:
-    """Give every parameter of torch's AdamW the step count that was loaded, in a tensor of its own.
+# In fp32 the DistributedOptimizer's shards are views of the model's parameters, which it then writes in place.
+@torch.no_grad()
+def load_optimizer(optimizer: MegatronOptimizer, state: dict[str, Any]) -> None:
+    """Load a checkpoint's state (of ``optimizer.sharded_state_dict``) into ``optimizer``.
 
-    megatron-core's DistributedOptimizer loads the count into the parameter groups only; in the parameters' state it
-    leaves zero, or one tensor shared by all, which then counts once for each parameter in every step.
+    With torch's AdamW, megatron-core 0.16's DistributedOptimizer brings the step count into the parameter groups, but
+    stumbles over the one in each parameter's state: it wants to load it as a tensor that was never saved, writes zero
+    over it, or leaves one tensor to all parameters, which then counts once for each in every step. So the counts are
+    taken out while the tensors are loaded, and put back from the groups.
     """
-    for inner in _torch_adams(optimizer):
-        for group in inner.param_groups:
-            for parameter in group["params"] if "step" in group else []:
-                inner.state[parameter]["step"] = torch.tensor(float(group["step"]))
-
-
-def _torch_adams(optimizer: MegatronOptimizer) -> list[torch.optim.Adam]:
-    """The torch Adam (or AdamW, its subclass) optimizers inside megatron-core's."""
     parts = getattr(optimizer, "chained_optimizers", [optimizer])
-    return [part.optimizer for part in parts if isinstance(part.optimizer, torch.optim.Adam)]
+    states = [state] if len(parts) == 1 else [state[index] for index in range(len(parts))]
+    is_torch_adam = [isinstance(part.optimizer, torch.optim.Adam) for part in parts]
+    if not all(is_torch_adam) or not all("param_state" in own for own in states):
+        optimizer.load_state_dict(state)
+        return
+    for part, own in zip(parts, states, strict=True):
+        part.load_state_dict({key: value for key, value in own.items() if not key.startswith("param_state")})
+        for of_parameter in part.optimizer.state.values():
+            of_parameter.pop("step")
+        kind = own["param_state_sharding_type"]
+        getattr(part, f"load_parameter_state_from_{kind}")(own["param_state"])
+        for group in part.optimizer.param_groups:
+            for parameter in group["params"]:
+                part.optimizer.state[parameter]["step"] = torch.tensor(float(group["step"]))
 
 
 def build_scheduler(args: argparse.Namespace, optimizer: MegatronOptimizer) -> OptimizerParamScheduler:

@@ -122,7 +122,7 @@ def _check_pipeline(args: argparse.Namespace) -> None:
     if args.virtual_pipeline_model_parallel_size is None:
         args.overlap_p2p_communication = False
         args.align_param_gather = False
-    # Without overlap both neighbours' messages travel in one batch, where those of one and the same peer can be mixed up.
+    # Without overlap both neighbours' messages travel in one batch, where those of the same peer can be mixed up.
     require(
         args.virtual_pipeline_model_parallel_size is None or args.overlap_p2p_communication or stages > 2,
         "an interleaved pipeline of 2 stages needs --overlap-p2p-communication; drop --no-overlap-p2p-communication",
