@@ -245,7 +245,9 @@ def _load_into(
         print_rank_0(f" loaded the weights of {folder}; starting at iteration 0")
         return TrainState()
     if "optimizer" in state_dict:
-        optimizer.load_state_dict(loaded["optimizer"])
+        # In fp32 the DistributedOptimizer's shards are views of the model's parameters, which it then writes in place.
+        with torch.no_grad():
+            optimizer.load_state_dict(loaded["optimizer"])
         restore_adam_steps(optimizer)
     elif optimizer is not None:
         optimizer.reload_model_params()
