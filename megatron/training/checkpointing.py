@@ -273,6 +273,10 @@ def _load_sharded(root: str, iteration: int, state_dict: dict[str, Any]) -> dict
 
 
 def _load_scheduler(scheduler: OptimizerParamScheduler, state: dict[str, Any]) -> None:
+    # A constant has no length: such a run may be given more iterations than it had.
+    for style, length in (("lr_decay_style", "lr_decay_steps"), ("wd_incr_style", "wd_incr_steps")):
+        if getattr(scheduler, style) == "constant":
+            state = state | {length: getattr(scheduler, length)}
     try:
         scheduler.load_state_dict(state)
     except AssertionError as error:

@@ -18,8 +18,7 @@ from training_run import TINY, read_metrics, run_training, train
 from megatron.training import checkpoint_files
 from megatron.training.errors import UserError
 
-# Decay named, so that a run of another length has the same schedule; a checkpoint holds it to that.
-TRAIN = [*TINY, "--lr-decay-iters", "1000", "--save-interval", "2"]
+TRAIN = [*TINY, "--save-interval", "2"]
 ENDLESS = [*TRAIN, "--train-iters", "1000000"]
 
 
@@ -195,3 +194,11 @@ def test_a_run_without_any_checkpoint_starts_anew_and_keeps_the_old_metrics(run)
     lines = run_training(2, [*TRAIN, "--train-iters", "1", "--load", str(run), "--save", str(run)], run)
     assert [line["iteration"] for line in lines] == [1]
     assert iterations_in(run / "metrics.jsonl.bak") == [1, 2, 3, 4]
+
+
+def test_a_resumed_run_of_another_length_needs_a_schedule_that_has_none(run):
+    """``TINY`` has a constant rate, so the tests above may go on for longer; a decay is held to its length."""
+    decays = ["--lr-decay-style", "linear"]
+    with pytest.raises(UserError, match="--override-opt_param-scheduler"):
+        resume(run, 5, *decays)
+    assert resume(run, 5, *decays, "--override-opt_param-scheduler") == [1, 2, 3, 4, 5]
