@@ -7,7 +7,6 @@ reads the quickstart's data.
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import time
 from argparse import Namespace
@@ -19,6 +18,7 @@ sys.path.insert(0, str(ROOT))
 
 from megatron.training.arguments import parse_args
 from megatron.training.checkpoint_files import checkpoint_folder, find
+from tools.child_process import run_python, torchrun
 from tools.command_line import ToolArgumentParser, positive_int, run_tool
 from tools.plot_runs import markdown_table, plot, read_run, smoothing_width, summarize
 
@@ -39,7 +39,7 @@ def run(title: str, command: list[str]) -> None:
     """
     print(f"\nquickstart: {title}", flush=True)
     begun = time.monotonic()
-    code = subprocess.run([sys.executable, *command], env={"OMP_NUM_THREADS": "1", **os.environ}).returncode
+    code = run_python(*command)
     if code:
         raise StepFailed(f"{title}: failed with exit code {code}, for the reason above; start again to continue")
     print(f"quickstart: done in {time.monotonic() - begun:.0f} s", flush=True)
@@ -71,8 +71,8 @@ def train(config: str, args: Namespace, num_processes: int | None) -> None:
         return
     processes = num_processes or default_num_processes()
     where = f"from iteration {iteration}" if iteration else "from random weights"
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    run(f"training {where} with {processes} processes", [*torchrun, "pretrain_gpt.py", "--config", config])
+    program = [*torchrun(processes), "pretrain_gpt.py", "--config", config]
+    run(f"training {where} with {processes} processes", program)
 
 
 def default_num_processes() -> int:
@@ -119,6 +119,9 @@ def main() -> None:
         quickstart(parse_arguments())
     except StepFailed as error:
         sys.exit(f"quickstart: error: {error}")
+    except KeyboardInterrupt:
+        print("\nquickstart: stopped; start it again to continue", file=sys.stderr)
+        sys.exit(130)
 
 
 def parse_arguments() -> Namespace:
