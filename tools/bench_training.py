@@ -104,7 +104,7 @@ def _timed_iteration(run: Any) -> tuple[float, dict[str, float]]:
 
     torch.distributed.barrier()
     begun = time.perf_counter()
-    run.iteration(wants_exit=False)
+    run.iteration()
     seconds = time.perf_counter() - begun
     parts = take_part_seconds(run.timers)
     return seconds, parts | {"other": seconds - sum(parts.values())}

@@ -31,7 +31,7 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{self.source}{message}")
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> _Parser:
     """The parser of every flag in :mod:`megatron.training.flags`."""
     parser = _Parser(prog="pretrain_gpt.py", description="Pretrain a GPT on megatron-core.", allow_abbrev=False)
     for title, flags in GROUPS.items():
@@ -66,7 +66,8 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     """Parse ``argv`` (without the program's name) and the TOML file of ``--config``.
 
     Returns:
-        A namespace under Megatron-LM's attribute names. ``args.no_effect`` lists the given flags that change nothing.
+        A namespace under Megatron-LM's attribute names. ``args.no_effect`` has the given flags that change nothing,
+        each with the reason.
 
     Raises:
         UserError: an unknown flag or TOML key, a value of the wrong kind, an unreadable file.
@@ -76,7 +77,9 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     for file in _config_files(argv):
         in_front += _file_arguments(file, parser)
     args = _parse_known(parser, [*in_front, *argv])
-    args.no_effect = [name for name in NO_EFFECT if vars(args).pop(name.replace("-", "_"), None) is not None]
+    args.no_effect = {
+        name: reason for name, reason in NO_EFFECT.items() if vars(args).pop(name.replace("-", "_"), None) is not None
+    }
     return args
 
 
@@ -88,11 +91,13 @@ def _config_files(argv: Sequence[str]) -> list[Path]:
     return [found] if found else []
 
 
-def _parse_known(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
+def _parse_known(parser: _Parser, argv: list[str]) -> argparse.Namespace:
     args, unknown = parser.parse_known_args(argv)
-    if unknown:
-        flag = next((word for word in unknown if word.startswith("-")), unknown[0])
+    flag = next((word for word in unknown if word.startswith("-")), None)
+    if flag:
         parser.error(f"unknown flag {flag}{_nearest(flag.split('=')[0].lstrip('-'))}")
+    if unknown:
+        parser.error(f"'{unknown[0]}' belongs to no flag; every value follows its --flag")
     return args
 
 
@@ -103,12 +108,15 @@ def _nearest(name: str) -> str:
     return f"; did you mean --{near[0]}?" if near else "; see --help for all flags"
 
 
-def _file_arguments(path: Path, parser: argparse.ArgumentParser) -> list[str]:
+def _file_arguments(path: Path, parser: _Parser, including: tuple[Path, ...] = ()) -> list[str]:
     """The flags that a TOML file and the files it includes stand for, included ones first."""
+    if path.resolve() in including:
+        raise UserError(f"{including[-1]} includes {path}, which includes it again; take one of the two out")
     words: list[str] = []
     for key, value in _read_toml(path).items():
         if key in INCLUDES:
-            words = [*words, *_file_arguments(_included(path, key, value), parser)]
+            included = _included(path, key, value)
+            words = [*words, *_file_arguments(included, parser, (*including, path.resolve()))]
     for key, value in _read_toml(path).items():
         if key not in INCLUDES:
             words += _key_arguments(path, key, value)
@@ -139,6 +147,8 @@ def _included(path: Path, key: str, value: Any) -> Path:
 
 def _key_arguments(path: Path, key: str, value: Any) -> list[str]:
     """The command-line words of one TOML key."""
+    if key in NO_EFFECT:
+        return [f"--{key}"]
     flag = FLAGS.get(key)
     negated = FLAGS.get(key.removeprefix("no-")) if flag is None else None
     if negated is not None and negated.kind is bool and isinstance(value, bool):
@@ -151,5 +161,7 @@ def _key_arguments(path: Path, key: str, value: Any) -> list[str]:
         return [f"--{key}" if value else f"--no-{key}"]
     if isinstance(value, dict):
         raise UserError(f"{path}: [{key}] is a table; every key is a flag with one value")
+    if isinstance(value, list) and flag.nargs is None:
+        raise UserError(f"{path}: {key} = {value} is a list; the flag takes one value")
     values = value if isinstance(value, list) else [value]
     return [f"--{key}", *(str(item) for item in values)]

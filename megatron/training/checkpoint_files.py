@@ -17,6 +17,7 @@ from megatron.training.errors import UserError
 TRACKER = "latest_checkpointed_iteration.txt"
 FILE_SIZES = "file_sizes.json"
 _PARTIAL = ".partial"
+_REPLACED = ".replaced"
 
 
 def checkpoint_folder(root: str | Path, iteration: int) -> Path:
@@ -31,20 +32,32 @@ def partial_folder(root: str | Path, iteration: int) -> Path:
 
 
 def prepare(root: str | Path, iteration: int) -> None:
-    """Make an empty partial folder; what a crash left there before is removed."""
-    folder = partial_folder(root, iteration)
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    """Make an empty partial folder; what crashes left behind, of this or another iteration, is removed."""
+    for left_over in (*Path(root).glob(f"iter_*{_PARTIAL}"), *Path(root).glob(f"iter_*{_REPLACED}")):
+        shutil.rmtree(left_over, ignore_errors=True)
+    partial_folder(root, iteration).mkdir(parents=True)
 
 
 def commit(root: str | Path, iteration: int) -> None:
     """Turn the partial folder into the checkpoint and point the tracker at it."""
     partial, folder = partial_folder(root, iteration), checkpoint_folder(root, iteration)
     write_atomically(partial / FILE_SIZES, json.dumps(_sizes(partial), indent=1) + "\n")
+    replaced = folder.with_name(folder.name + _REPLACED)
     if folder.exists():
-        shutil.rmtree(folder)
+        _point_elsewhere(root, iteration)
+        os.replace(folder, replaced)
     os.replace(partial, folder)
     write_atomically(Path(root) / TRACKER, str(iteration))
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _point_elsewhere(root: str | Path, iteration: int) -> None:
+    """Make the tracker name another checkpoint than ``iteration``, or none, while that one is being replaced."""
+    others = [other for other in iterations(root) if other != iteration and not find_damage(root, other)]
+    if others:
+        write_atomically(Path(root) / TRACKER, str(others[-1]))
+    else:
+        (Path(root) / TRACKER).unlink(missing_ok=True)
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -79,11 +92,15 @@ def find(root: str | Path, step: int | None) -> int | None:
         return None
     if not checkpoint_folder(root, iteration).is_dir():
         there = ", ".join(str(found) for found in iterations(root)) or "none"
-        raise UserError(f"there is no checkpoint of iteration {iteration} in {root}; iterations there: {there}")
+        source = f"--ckpt-step {step}" if step is not None else f"{Path(root) / TRACKER}"
+        raise UserError(
+            f"there is no checkpoint of iteration {iteration}, which {source} names, in {root}; choose one of those "
+            f"there with --ckpt-step: {there}"
+        )
     damage = find_damage(root, iteration)
     if damage:
         raise UserError(
-            f"the checkpoint {checkpoint_folder(root, iteration)} is damaged: {damage}; {_remedy(root, iteration)}"
+            f"the checkpoint {checkpoint_folder(root, iteration)} is damaged: {damage}; {remedy(root, iteration)}"
         )
     return iteration
 
@@ -91,7 +108,8 @@ def find(root: str | Path, step: int | None) -> int | None:
 def _newest(root: str | Path) -> int | None:
     tracker = Path(root) / TRACKER
     if not tracker.exists():
-        return None
+        # A crash may have come between the first checkpoint's last rename and the tracker.
+        return max(iterations(root), default=None)
     text = tracker.read_text().strip()
     if not text.isdigit():
         raise UserError(f"{tracker} holds '{text}', not an iteration; choose a checkpoint with --ckpt-step")
@@ -105,7 +123,11 @@ def find_damage(root: str | Path, iteration: int) -> str | None:
     if not record.exists():
         missing = [name for name in ("metadata.json", "common.pt") if not (folder / name).is_file()]
         return f"{missing[0]} is missing" if missing else None
-    for name, expected in json.loads(record.read_text()).items():
+    try:
+        sizes = json.loads(record.read_text())
+    except ValueError:
+        return f"{FILE_SIZES} is cut short"
+    for name, expected in sizes.items():
         file = folder / name
         if not file.is_file():
             return f"{name} is missing"
@@ -114,7 +136,11 @@ def find_damage(root: str | Path, iteration: int) -> str | None:
     return None
 
 
-def _remedy(root: str | Path, iteration: int) -> str:
-    """Offer the newest whole checkpoint before ``iteration``."""
+def remedy(root: str | Path, iteration: int) -> str:
+    """What to do about a damaged checkpoint: load the newest whole one before ``iteration``."""
     whole = [before for before in iterations(root) if before < iteration and not find_damage(root, before)]
-    return f"load the one before it with --ckpt-step {whole[-1]}" if whole else "there is no whole one before it"
+    return (
+        f"load the one before it with --ckpt-step {whole[-1]}"
+        if whole
+        else "there is no whole one before it, so start anew without --load"
+    )

@@ -10,15 +10,18 @@ from typing import Any
 import numpy as np
 import torch
 from megatron.core import dist_checkpointing, parallel_state, tensor_parallel
+from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.dist_checkpointing.mapping import ShardedObject
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.utils import unwrap_model
+from torch.distributed.checkpoint.api import CheckpointException
 
 from megatron.training import checkpoint_files
 from megatron.training.errors import UserError, checked_on_every_rank
 from megatron.training.logging import print_rank_0
+from megatron.training.optimizer import allocate_adam_state, restore_adam_steps
 
 # Arguments that have to be the same in the checkpoint and in the run that loads it, since they shape the weights.
 _SHAPES = (
@@ -101,6 +104,8 @@ def _sharded_state(
     }
     wanted = (args.load_optim and not args.finetune) if is_loading else args.save_optim
     if optimizer is not None and wanted:
+        if is_loading:
+            allocate_adam_state(optimizer)
         state["optimizer"] = optimizer.sharded_state_dict(dict(state), is_loading=is_loading, metadata=metadata)
     return state
 
@@ -164,18 +169,20 @@ def load_checkpoint(
         return TrainState()
     folder = str(checkpoint_files.checkpoint_folder(args.load, iteration))
     with checked_on_every_rank():
-        common = _load_common(folder)
+        common = _load_common(args.load, iteration)
         _check_same_model(args, common["args"], folder)
         metadata = _check_sharding(args, common, folder)
     return _load_into(args, folder, common, metadata, model, optimizer, scheduler)
 
 
-def _load_common(folder: str) -> dict[str, Any]:
+def _load_common(root: str, iteration: int) -> dict[str, Any]:
+    folder = checkpoint_files.checkpoint_folder(root, iteration)
     try:
-        return dist_checkpointing.load_common_state_dict(folder)
+        return dist_checkpointing.load_common_state_dict(str(folder))
     except Exception as error:
+        reason = " ".join(str(error).split())
         raise UserError(
-            f"cannot read {folder}/common.pt ({error}); choose another checkpoint with --ckpt-step"
+            f"cannot read {folder}/common.pt ({reason}); {checkpoint_files.remedy(root, iteration)}"
         ) from error
 
 
@@ -228,7 +235,7 @@ def _load_into(
     with_rng = _wants_rng(args, common)
     if with_rng:
         state_dict["rng_state"] = _rng_state()
-    loaded = dist_checkpointing.load(state_dict, folder)
+    loaded = _load_sharded(args.load, common["iteration"], state_dict)
     names = ["model"] if len(model) == 1 else [f"model{index}" for index in range(len(model))]
     for name, chunk in zip(names, unwrap_model(model), strict=True):
         chunk.load_state_dict(loaded[name])
@@ -239,6 +246,7 @@ def _load_into(
         return TrainState()
     if "optimizer" in state_dict:
         optimizer.load_state_dict(loaded["optimizer"])
+        restore_adam_steps(optimizer)
     elif optimizer is not None:
         optimizer.reload_model_params()
     if scheduler is not None and "opt_param_scheduler" in loaded and args.load_optim:
@@ -253,6 +261,16 @@ def _load_into(
         saved.consumed_valid_samples,
         getattr(saved, "skipped_iterations", 0),
     )
+
+
+def _load_sharded(root: str, iteration: int, state_dict: dict[str, Any]) -> dict[str, Any]:
+    """megatron-core's load, where a file that is cut short (and had no size to compare) is found at the latest."""
+    folder = checkpoint_files.checkpoint_folder(root, iteration)
+    try:
+        return dist_checkpointing.load(state_dict, str(folder))
+    except (CheckpointException, CheckpointingException) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"cannot load {folder} ({reason}); {checkpoint_files.remedy(root, iteration)}") from error
 
 
 def _load_scheduler(scheduler: OptimizerParamScheduler, state: dict[str, Any]) -> None:

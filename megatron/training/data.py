@@ -17,7 +17,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from megatron.training.data_files import index_cache_path
 from megatron.training.data_sampler import CyclicSampler, SequentialSampler
-from megatron.training.data_sources import num_samples_per_split, sources
+from megatron.training.data_sources import SPLITS, num_samples_per_split, sources
+from megatron.training.errors import UserError
 
 DataIterator = Generator[dict[str, torch.Tensor]] | None
 
@@ -118,13 +119,34 @@ def build_data_iterators(args: Namespace, datasets: Datasets, num_model_chunks: 
             ``num_workers``, ``seed``, ``reset_attention_mask``.
         datasets: of :func:`build_train_valid_test_datasets`.
         num_model_chunks: model chunks of this rank (more than 1 in an interleaved pipeline).
+
+    Raises:
+        UserError: validation or test data that is drawn once (datasets without weights) does not last for the run.
     """
     consumed = (args.consumed_train_samples, args.consumed_valid_samples, 0)
     iterators = [
         [_chunk_iterator(args, dataset, samples, chunk, num_model_chunks) for chunk in range(num_model_chunks)]
         for dataset, samples in zip(datasets, consumed, strict=True)
     ]
-    return DataIterators(*iterators, *_num_samples_everywhere(args, datasets))
+    available = _num_samples_everywhere(args, datasets)
+    _check_evaluation_data(args, available)
+    return DataIterators(*iterators, *available)
+
+
+def _check_evaluation_data(args: Namespace, available: list[int | None]) -> None:
+    """Training may end with its data, but an evaluation that ran out in the middle would have no loss to report."""
+    if available[0] is None:
+        return
+    num_iterations = (
+        args.train_iters if args.skip_train else min(args.train_iters, available[0] // args.global_batch_size)
+    )
+    drawn = num_samples_per_split(Namespace(**vars(args) | {"train_iters": num_iterations}))
+    for split, has, draws in list(zip(SPLITS, available, drawn, strict=True))[1:]:
+        if has and has < draws:
+            raise UserError(
+                f"there are {has} {split} samples but the run draws {draws}: give the datasets weights, so that they "
+                "are repeated, or lower --eval-iters"
+            )
 
 
 def _chunk_iterator(
@@ -150,6 +172,7 @@ def _loader(args: Namespace, dataset: Dataset, consumed_samples: int) -> DataLoa
         dataset,
         batch_sampler=CyclicSampler(*shared, seed=args.seed) if cyclic else SequentialSampler(*shared),
         num_workers=args.num_workers,
+        multiprocessing_context="fork" if args.num_workers else None,  # else Python 3.14 imports torch in each worker
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=_survive_first_signals,
         generator=torch.Generator(),  # else an iterator draws its workers' seed from the generator of the dropout

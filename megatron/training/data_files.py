@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from megatron.training.data_sources import Source, sources
+from megatron.training.data_sources import Source, num_samples_per_split, sources
 
 _HEADER = struct.Struct("<9sQBQQ")
 _MAGIC = b"MMIDIDX\x00\x00"
@@ -46,8 +46,11 @@ def check_data_files(args: Namespace) -> None:
     """
     if args.mock_data:
         return
+    found = sources(args)
+    if found[0] is None and num_samples_per_split(args)[0]:
+        raise ValueError("the data flags give no documents for training: give a share in --split, or --train-data-path")
     indices: dict[str, Index] = {}
-    for source in filter(None, sources(args)):
+    for source in filter(None, found):
         for prefix in source.blend.prefixes:
             if prefix not in indices:
                 indices[prefix] = read_index(source.flag, prefix)

@@ -52,7 +52,7 @@ def parse_blend(flag: str, words: list[str]) -> Blend:
         )
     weights = [float(word) for word in words[::2]]
     if not all(math.isfinite(weight) and weight > 0 for weight in weights):
-        raise ValueError(f"{flag} {' '.join(words)}: every weight has to be a number above 0")
+        raise ValueError(f"{flag} {' '.join(words)}: every weight has to be above 0")
     return Blend(list(words[1::2]), weights)
 
 

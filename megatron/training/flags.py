@@ -60,7 +60,6 @@ _MODEL = (
     _on_off("disable-bias-linear", "no bias in the linear layers"),
     _on_off("add-qkv-bias", "a bias in the query/key/value projection even with --disable-bias-linear"),
     _on_off("untie-embeddings-and-output-weights", "give the output layer a weight of its own"),
-    _on_off("apply-residual-connection-post-layernorm", "take the residual after the norm"),
     Flag("make-vocab-size-divisible-by", int, 128, "pad the vocabulary to a multiple of this times TP"),
     Flag("attention-dropout", float, 0.1, "dropout probability of the attention"),
     Flag("hidden-dropout", float, 0.1, "dropout probability of the hidden state"),
@@ -99,7 +98,9 @@ _TRAINING = (
     _on_off("calculate-per-token-loss", "weigh every token of the global batch alike"),
     Flag("seed", int, 1234, "seed of weights, dropout and data order"),
     _on_off("skip-train", "evaluate only"),
-    _on_off("deterministic-mode", "choose deterministic kernels on CUDA"),
+    _on_off(
+        "deterministic-mode", "let torch use deterministic algorithms only; it stops at an operation that has none"
+    ),
 )
 
 _OPTIMIZER = (
@@ -140,7 +141,6 @@ _PRECISION = (
     _on_off("accumulate-allreduce-grads-in-fp32", "accumulate and reduce gradients in fp32; always so with --bf16"),
     _on_off("grad-reduce-in-bf16", "accumulate and reduce gradients in bfloat16"),
     _on_off("fp32-residual-connection", "keep the residual stream in fp32"),
-    _on_off("attention-softmax-in-fp32", "attention softmax in fp32 (torch's attention kernels always do)", True),
 )
 
 _PARALLELISM = (
@@ -241,6 +241,8 @@ NO_EFFECT: dict[str, str] = {
     "gradient-accumulation-fusion": "left to Transformer Engine",
     "persist-layer-norm": "left to Transformer Engine",
     "cross-entropy-loss-fusion": "left to torch",
+    "attention-softmax-in-fp32": "the attention kernels of torch and of Transformer Engine always do, and nothing else",
+    "apply-residual-connection-post-layernorm": "megatron-core's layers take the residual before the norm",
     "create-attention-mask-in-dataloader": "a mask is made only where --reset-attention-mask needs one",
     "exit-signal-handler": "SIGTERM always saves and exits",
     "use-dist-ckpt": _ALWAYS_SO,

@@ -22,6 +22,8 @@ def initialize_megatron(args: argparse.Namespace) -> None:
     Raises:
         UserError: the backend does not fit the machine.
     """
+    if args.deterministic_mode:
+        _use_deterministic_algorithms()
     _init_process_group(args)
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=args.tensor_model_parallel_size,
@@ -41,6 +43,14 @@ def initialize_megatron(args: argparse.Namespace) -> None:
         args.micro_batch_size,
         args.data_parallel_size,
     )
+
+
+def _use_deterministic_algorithms() -> None:
+    # cuBLAS and NCCL read these when they start; a value that the user has set stands.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    os.environ.setdefault("NCCL_ALGO", "Ring")
+    os.environ.setdefault("NVTE_ALLOW_NONDETERMINISTIC_ALGO", "0")
+    torch.use_deterministic_algorithms(True)
 
 
 def _init_process_group(args: argparse.Namespace) -> None:

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import os
 import time
 from collections import deque
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from megatron.training.flops import tflops_per_gpu
+from megatron.training.metrics_file import MetricsFile
 from megatron.training.train_step import StepResult
 
 # Time left is told from so many of the latest iterations: past warm-up effects, yet quick to follow a change.
@@ -26,47 +24,6 @@ def print_rank_0(*words: Any) -> None:
     """Print on rank 0 only, at once."""
     if torch.distributed.get_rank() == 0:
         print(*words, flush=True)
-
-
-class MetricsFile:
-    """One JSON line per iteration, appended and flushed; a resumed run first drops what it will write again."""
-
-    def __init__(self, path: str, iteration: int) -> None:
-        """Open ``path`` for a run that continues after ``iteration`` (0: a new run; an older file is kept as .bak)."""
-        file = Path(path)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        if file.exists() and file.stat().st_size > 0:
-            self._keep_until(file, iteration)
-        self._stream = file.open("a")
-
-    @staticmethod
-    def _keep_until(file: Path, iteration: int) -> None:
-        if iteration == 0:
-            backup = file.with_name(file.name + ".bak")
-            os.replace(file, backup)
-            print_rank_0(f"{file} holds an earlier run; moved to {backup}")
-            return
-        kept = [line for line in file.read_text().splitlines() if _iteration_of(line) <= iteration]
-        partial = file.with_name(file.name + ".partial")
-        partial.write_text("".join(f"{line}\n" for line in kept))
-        os.replace(partial, file)
-
-    def write(self, values: dict[str, Any]) -> None:
-        """Append one line; NaN and Inf become null, since JSON has neither."""
-        finite = {
-            key: None if isinstance(value, float) and not math.isfinite(value) else value
-            for key, value in values.items()
-        }
-        self._stream.write(json.dumps(finite) + "\n")
-        self._stream.flush()
-
-
-def _iteration_of(line: str) -> float:
-    """The iteration of a metrics line; infinity for a line that a crash cut in half."""
-    try:
-        return json.loads(line)["iteration"]
-    except (json.JSONDecodeError, KeyError, TypeError):
-        return math.inf
 
 
 @dataclass

@@ -42,6 +42,8 @@ def transformer_config(args: argparse.Namespace) -> TransformerConfig:
     Raises:
         UserError: a combination that megatron-core refuses, with its own words.
     """
+    if not uses_transformer_engine(args):
+        _check_local_layers(args)
     fields = {field.name for field in dataclasses.fields(TransformerConfig) if field.init}
     values = {name: value for name, value in vars(args).items() if name in fields and value is not None}
     values |= {theirs: getattr(args, ours) for ours, theirs in _RENAMED.items()}
@@ -59,7 +61,8 @@ def transformer_config(args: argparse.Namespace) -> TransformerConfig:
         "masked_softmax_fusion": False,
         "gradient_accumulation_fusion": False,
         "persist_layer_norm": False,
-        "deallocate_pipeline_outputs": True,
+        # gloo reads an output until it is sent, while NCCL's stream order lets megatron-core free it at once.
+        "deallocate_pipeline_outputs": not cpu_device.is_installed(),
         "qk_layernorm": args.qk_layernorm,
         # The CPU's weights then do not depend on the tensor-parallel size.
         "use_cpu_initialization": args.use_cpu_initialization or cpu_device.is_installed(),
@@ -68,6 +71,20 @@ def transformer_config(args: argparse.Namespace) -> TransformerConfig:
         return TransformerConfig(**values)
     except (ValueError, AssertionError) as error:
         raise UserError(f"megatron-core refuses this model: {error}; change the flags it names") from error
+
+
+def _check_local_layers(args: argparse.Namespace) -> None:
+    """Refuse what only Transformer Engine's layers can do."""
+    for name in ("fp32_residual_connection", "moe_grouped_gemm"):
+        if getattr(args, name):
+            raise UserError(
+                f"--{name.replace('_', '-')} needs Transformer Engine; drop it, or pip install '.[gpu]' on CUDA"
+            )
+    # megatron-core adds an expert's bias in place to what its tensor-parallel region returned, which autograd forbids.
+    if args.num_experts is not None and not args.disable_bias_linear:
+        raise UserError(
+            f"--num-experts {args.num_experts}: the local layers' experts have no bias; add --disable-bias-linear"
+        )
 
 
 def _activation(args: argparse.Namespace) -> object:

@@ -22,6 +22,39 @@ def build_optimizer(
     return get_megatron_optimizer(OptimizerConfig(**values), model)
 
 
+def allocate_adam_state(optimizer: MegatronOptimizer) -> None:
+    """Give torch's AdamW the state that it otherwise makes in its first step.
+
+    megatron-core's DistributedOptimizer reads the step count from that state before it loads a checkpoint into it;
+    Transformer Engine's and apex's Adam keep the count elsewhere and are left alone.
+    """
+    for inner in _torch_adams(optimizer):
+        for parameter in (parameter for group in inner.param_groups for parameter in group["params"]):
+            inner.state[parameter] = inner.state[parameter] or {
+                "step": torch.tensor(0.0),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }
+
+
+def restore_adam_steps(optimizer: MegatronOptimizer) -> None:
+    """Give every parameter of torch's AdamW the step count that was loaded, in a tensor of its own.
+
+    megatron-core's DistributedOptimizer loads the count into the parameter groups only; in the parameters' state it
+    leaves zero, or one tensor shared by all, which then counts once for each parameter in every step.
+    """
+    for inner in _torch_adams(optimizer):
+        for group in inner.param_groups:
+            for parameter in group["params"] if "step" in group else []:
+                inner.state[parameter]["step"] = torch.tensor(float(group["step"]))
+
+
+def _torch_adams(optimizer: MegatronOptimizer) -> list[torch.optim.Adam]:
+    """The torch Adam (or AdamW, its subclass) optimizers inside megatron-core's."""
+    parts = getattr(optimizer, "chained_optimizers", [optimizer])
+    return [part.optimizer for part in parts if isinstance(part.optimizer, torch.optim.Adam)]
+
+
 def build_scheduler(args: argparse.Namespace, optimizer: MegatronOptimizer) -> OptimizerParamScheduler:
     """The schedule of learning rate and weight decay; its steps are samples."""
     return OptimizerParamScheduler(

@@ -9,7 +9,6 @@ import platform
 
 import torch
 
-from megatron.training.flags import NO_EFFECT
 from megatron.training.logging import print_rank_0
 from megatron.training.model import uses_transformer_engine
 from sdp4bit_patches import cpu_device
@@ -20,8 +19,6 @@ _OPTIONAL = {
     "flash_attn": "attention is torch's scaled_dot_product_attention",
     "apex": "norms and Adam are torch's",
 }
-
-_ALWAYS_TRUE = {"sequence-parallel": "there is one tensor-parallel rank"}
 
 
 def print_start_report(args: argparse.Namespace) -> None:
@@ -46,5 +43,5 @@ def print_start_report(args: argparse.Namespace) -> None:
     for package, instead in _OPTIONAL.items():
         if importlib.util.find_spec(package) is None:
             print_rank_0(f" {package} is not installed: {instead}")
-    for name in args.no_effect:
-        print_rank_0(f" --{name} has no effect: {(NO_EFFECT | _ALWAYS_TRUE)[name]}")
+    for name, reason in args.no_effect.items():
+        print_rank_0(f" --{name} has no effect: {reason}")

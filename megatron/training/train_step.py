@@ -58,18 +58,18 @@ def train_step(
     data_iterator: DataIterators,
     model: list[DistributedDataParallel],
     optimizer: MegatronOptimizer,
-    exit_requested: bool,
+    wants_exit: Callable[[], bool],
 ) -> StepResult:
     """Forward, backward, gradient synchronization and optimizer step of one global batch.
 
-    ``exit_requested`` of any rank is ``StepResult.exit_requested`` of all: it rides along with the loss.
+    ``wants_exit()`` of any rank is ``StepResult.exit_requested`` of all: it rides along with the loss.
     """
     for chunk in model:
         chunk.zero_grad_buffer()
     optimizer.zero_grad()
     losses = _forward_backward(args, forward_step, data_iterator, model, forward_only=False)
     succeeded, grad_norm, num_zeros = optimizer.step()
-    loss_sum, num_tokens, exits = sum_over_ranks([*_local_loss(losses), float(exit_requested)])
+    loss_sum, num_tokens, exits = sum_over_ranks([*_local_loss(losses), float(wants_exit())])
     norm = None if grad_norm is None else float(grad_norm)
     return StepResult(loss_sum / max(num_tokens, 1.0), norm, num_zeros, not succeeded, exits > 0)
 
@@ -79,19 +79,26 @@ def evaluate(
     forward_step: Callable,
     data_iterator: DataIterators,
     model: list[DistributedDataParallel],
-) -> float:
-    """Mean loss over ``args.eval_iters`` global batches, without dropout and without gradients."""
+    wants_exit: Callable[[], bool],
+) -> float | None:
+    """Mean loss over ``args.eval_iters`` global batches, without dropout and without gradients.
+
+    None where ``wants_exit()`` of any rank has ended it before: a launcher kills what takes long to stop.
+    """
     totals = [0.0, 0.0]
+    exits = 0.0
     for chunk in model:
         chunk.eval()
     with torch.no_grad():
         for _ in range(args.eval_iters):
             losses = _forward_backward(args, forward_step, data_iterator, model, forward_only=True)
-            totals = [total + part for total, part in zip(totals, _local_loss(losses), strict=True)]
+            *sums, exits = sum_over_ranks([*_local_loss(losses), float(wants_exit())])
+            totals = [total + part for total, part in zip(totals, sums, strict=True)]
+            if exits:
+                break
     for chunk in model:
         chunk.train()
-    loss_sum, num_tokens = sum_over_ranks(totals)
-    return loss_sum / max(num_tokens, 1.0)
+    return None if exits else totals[0] / max(totals[1], 1.0)
 
 
 def _forward_backward(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import time
+from collections.abc import Callable
 
 import torch
 from megatron.core.distributed import DistributedDataParallel
@@ -25,6 +26,7 @@ from megatron.training.logging import TrainingLog, print_rank_0
 from megatron.training.memory import memory_report, peak_memory_mib
 from megatron.training.model import build_model, transformer_config
 from megatron.training.optimizer import build_optimizer, build_scheduler
+from megatron.training.output_paths import check_output_paths
 from megatron.training.param_gather import ParameterGathers
 from megatron.training.report import print_start_report
 from megatron.training.signals import ExitSignal
@@ -39,12 +41,14 @@ def pretrain(args: argparse.Namespace) -> None:
         UserError: bad input, on all ranks alike.
     """
     started = time.time()
-    exit_signal = ExitSignal()
     initialize_megatron(args)
     initialize_host_group(args.distributed_timeout_minutes)
     run = set_up(args)
     print_rank_0(f" set up in {time.time() - started:.1f} s")
-    run.train(exit_signal, started)
+    # Not before: SIGTERM during the set-up has nothing to save, and ends the process as it ends any other.
+    exit_signal = ExitSignal()
+    run.train(lambda: exit_signal.received or _minutes_are_up(args, started))
+    print_rank_0(f" peak memory of rank 0: {peak_memory_mib():,.0f} MiB; {time.time() - started:.0f} s in all")
     torch.distributed.barrier()
 
 
@@ -54,6 +58,7 @@ def set_up(args: argparse.Namespace) -> Run:
         tokenizer = build_tokenizer(args)
         args.padded_vocab_size = padded_vocab_size(tokenizer.vocab_size, args)
         check_data_files(args)
+        check_output_paths(args)
         config = transformer_config(args)
     config.timers = Timers(int(args.timing_log_level), "minmax")
     print_start_report(args)
@@ -95,21 +100,19 @@ class Run:
         self.forward_step = make_forward_step(args, timers)
         self.gathers = ParameterGathers(model)
         self.log = TrainingLog(args, state.iteration)
+        self.wants_exit: Callable[[], bool] = lambda: False
 
-    def train(self, exit_signal: ExitSignal, started: float) -> None:
-        """Train to ``--train-iters`` or until something asks to stop; then validate, test and save."""
-        args, state = self.args, self.state
-        stop = None
-        if not args.skip_train:
-            stop = self._loop(exit_signal, started)
+    def train(self, wants_exit: Callable[[], bool]) -> None:
+        """Train to ``--train-iters`` or until ``wants_exit()`` on any rank; save, then validate and test."""
+        self.wants_exit = wants_exit
+        stop = None if self.args.skip_train else self._loop()
         if stop:
-            print_rank_0(f" stopping at iteration {state.iteration}: {stop}")
+            print_rank_0(f" stopping at iteration {self.state.iteration}: {stop}")
         else:
             self._final_evaluation()
         self.log.close()
-        print_rank_0(f" peak memory of rank 0: {peak_memory_mib():,.0f} MiB; {time.time() - started:.0f} s in all")
 
-    def _loop(self, exit_signal: ExitSignal, started: float) -> str | None:
+    def _loop(self) -> str | None:
         """Step until done; returns why it stopped early. The newest state is saved in any case (with --save)."""
         args, state = self.args, self.state
         saved_at = state.iteration
@@ -118,7 +121,7 @@ class Run:
             stop = self._data_end()
             if stop:
                 break
-            result = self.iteration(exit_signal.received or _minutes_are_up(args, started))
+            result = self.iteration()
             stop = _reason_to_stop(args, state.iteration, result)
             if args.save and args.save_interval and state.iteration % args.save_interval == 0:
                 self._save()
@@ -134,14 +137,14 @@ class Run:
             return None
         return f"the data has ended ({available} samples)"
 
-    def iteration(self, wants_exit: bool) -> StepResult:
+    def iteration(self) -> StepResult:
         """One step and everything that follows from it but checkpoints."""
         args, state = self.args, self.state
         update_num_microbatches(state.consumed_train_samples, consistency_check=False)
         batch = get_current_global_batch_size()
         begun = time.perf_counter()
         result = train_step(
-            args, self.forward_step, one_or_all(self.iterators.train), self.model, self.optimizer, wants_exit
+            args, self.forward_step, one_or_all(self.iterators.train), self.model, self.optimizer, self.wants_exit
         )
         seconds = time.perf_counter() - begun
         learning_rate = get_canonical_lr_for_logging(self.optimizer.param_groups)
@@ -177,13 +180,16 @@ class Run:
         return self._evaluate(self.iterators.valid, "validation")
 
     def _evaluate(self, iterators: list, split: str) -> float | None:
-        """Loss on a split, or None where the run has no samples of it."""
+        """Loss on a split, or None where the run has no samples of it, or has to end now."""
         args, state = self.args, self.state
         available = self.iterators.num_valid_samples if split == "validation" else self.iterators.num_test_samples
         if args.eval_iters == 0 or available == 0:
             return None
         with self.gathers.paused():
-            loss = evaluate(args, self.forward_step, one_or_all(iterators), self.model)
+            loss = evaluate(args, self.forward_step, one_or_all(iterators), self.model, self.wants_exit)
+        if loss is None:
+            print_rank_0(f" {split} at iteration {state.iteration} was cut short: SIGTERM, or the time is over")
+            return None
         if split == "validation":
             state.consumed_valid_samples += args.eval_iters * args.global_batch_size
         self.log.validation(state.iteration, loss, split)

@@ -7,13 +7,9 @@ from __future__ import annotations
 
 import argparse
 
-from megatron.training.errors import UserError
-
-
-def require(condition: bool, sentence: str) -> None:
-    """Raise a UserError with ``sentence`` unless ``condition`` holds."""
-    if not condition:
-        raise UserError(sentence)
+from megatron.training.errors import require
+from megatron.training.ranges import check_ranges
+from megatron.training.unused_flags import unused_flags
 
 
 def validate_args(args: argparse.Namespace, world_size: int) -> argparse.Namespace:
@@ -27,6 +23,8 @@ def validate_args(args: argparse.Namespace, world_size: int) -> argparse.Namespa
     """
     args.world_size = world_size
     _require_given(args)
+    check_ranges(args)
+    args.no_effect |= unused_flags(args)
     _derive_model(args)
     _check_model(args)
     _check_parallelism(args)
@@ -48,9 +46,6 @@ def _require_given(args: argparse.Namespace) -> None:
     needed += ["micro_batch_size", "lr"]
     missing = [f"--{name.replace('_', '-')}" for name in needed if getattr(args, name) is None]
     require(not missing, f"{' '.join(missing)} not given; say it on the command line or in the --config file")
-    for name in ("num_layers", "hidden_size", "num_attention_heads", "seq_length", "micro_batch_size"):
-        value = getattr(args, name)
-        require(value > 0, f"--{name.replace('_', '-')} {value} has to be positive")
 
 
 def _derive_model(args: argparse.Namespace) -> None:
@@ -105,8 +100,6 @@ def _check_parallelism(args: argparse.Namespace) -> None:
         "pipeline": args.pipeline_model_parallel_size,
         "context": args.context_parallel_size,
     }
-    for kind, size in sizes.items():
-        require(size >= 1, f"the {kind}-parallel size is {size}; it has to be at least 1")
     product = sizes["tensor"] * sizes["pipeline"] * sizes["context"]
     require(
         args.world_size % product == 0,
@@ -117,7 +110,6 @@ def _check_parallelism(args: argparse.Namespace) -> None:
     args.data_parallel_size = args.world_size // product
     if args.sequence_parallel and sizes["tensor"] == 1:
         args.sequence_parallel = False
-        args.no_effect.append("sequence-parallel")
 
 
 def _check_pipeline(args: argparse.Namespace) -> None:
@@ -130,6 +122,11 @@ def _check_pipeline(args: argparse.Namespace) -> None:
     if args.virtual_pipeline_model_parallel_size is None:
         args.overlap_p2p_communication = False
         args.align_param_gather = False
+    # Without overlap both neighbours' messages travel in one batch, where those of one and the same peer can be mixed up.
+    require(
+        args.virtual_pipeline_model_parallel_size is None or args.overlap_p2p_communication or stages > 2,
+        "an interleaved pipeline of 2 stages needs --overlap-p2p-communication; drop --no-overlap-p2p-communication",
+    )
 
 
 def _virtual_stages(args: argparse.Namespace, layers_per_stage: int) -> int | None:
@@ -193,17 +190,26 @@ def _check_batch(args: argparse.Namespace) -> None:
             f"the interleaved pipeline needs a number of micro-batches ({microbatches}) divisible by "
             f"--pipeline-model-parallel-size {stages}; change --global-batch-size",
         )
+        step *= stages  # while the batch grows, too
     if args.rampup_batch_size:
         start, increment, samples = args.rampup_batch_size
         require(
-            start % step == 0 and increment > 0 and increment % step == 0 and samples > 0,
-            f"--rampup-batch-size {start} {increment} {samples}: start and increment have to be multiples of {step}",
+            start > 0 and start % step == 0 and increment > 0 and increment % step == 0 and samples > 0,
+            f"--rampup-batch-size {start} {increment} {samples}: all three have to be positive, start and increment "
+            f"multiples of {step} (micro-batch x data-parallel size, x stages of an interleaved pipeline)",
+        )
+        growth = args.global_batch_size - start
+        require(
+            growth > 0 and growth % increment == 0,
+            f"--rampup-batch-size {start} {increment} {samples} does not reach --global-batch-size "
+            f"{args.global_batch_size} in whole increments; change one",
         )
 
 
 def _check_schedule(args: argparse.Namespace) -> None:
-    require(args.lr > 0, f"--lr {args.lr} has to be positive")
-    require(args.min_lr <= args.lr, f"--min-lr {args.min_lr} is above --lr {args.lr}; lower it")
+    for name in ("min_lr", "lr_warmup_init"):
+        value = getattr(args, name)
+        require(value <= args.lr, f"--{name.replace('_', '-')} {value} is above --lr {args.lr}; lower it")
     require(
         (args.train_iters is None) != (args.train_samples is None) or args.skip_train,
         "give exactly one of --train-iters and --train-samples",
@@ -213,23 +219,42 @@ def _check_schedule(args: argparse.Namespace) -> None:
         args.train_iters = args.train_samples // args.global_batch_size
     args.train_iters = args.train_iters or 0
     _derive_decay(args)
-    if args.start_weight_decay is None:
+    _derive_weight_decay(args)
+
+
+def _derive_weight_decay(args: argparse.Namespace) -> None:
+    start, end, style = args.start_weight_decay, args.end_weight_decay, args.weight_decay_incr_style
+    if style == "constant":
+        require(
+            start is None and end is None,
+            f"--start-weight-decay {start} and --end-weight-decay {end} need --weight-decay-incr-style linear or "
+            "cosine; give it, or say --weight-decay alone",
+        )
         args.start_weight_decay = args.end_weight_decay = args.weight_decay
+        return
     require(
-        args.end_weight_decay is not None and args.end_weight_decay >= args.start_weight_decay,
-        f"--end-weight-decay {args.end_weight_decay} has to be given and not below --start-weight-decay",
+        start is not None and end is not None and start <= end,
+        f"--weight-decay-incr-style {style} needs --start-weight-decay (given: {start}) and an --end-weight-decay "
+        f"(given: {end}) that is not below it",
     )
 
 
 def _derive_decay(args: argparse.Namespace) -> None:
     """Decay and warm-up in samples, the unit of the scheduler."""
     batch = args.global_batch_size
+    for what in ("decay", "warmup"):
+        iterations, samples = getattr(args, f"lr_{what}_iters"), getattr(args, f"lr_{what}_samples")
+        require(
+            not (iterations and samples),
+            f"--lr-{what}-iters {iterations} and --lr-{what}-samples {samples} say the same; give one",
+        )
     samples = args.lr_decay_samples or (args.lr_decay_iters or max(args.train_iters, 1)) * batch
     warmup = args.lr_warmup_samples or args.lr_warmup_iters * batch
     if args.lr_warmup_fraction is not None:
         require(
-            0 <= args.lr_warmup_fraction < 1 and not warmup,
-            f"--lr-warmup-fraction {args.lr_warmup_fraction} has to lie in [0, 1) and excludes the other warm-up flags",
+            not warmup,
+            f"--lr-warmup-fraction {args.lr_warmup_fraction} excludes --lr-warmup-iters and --lr-warmup-samples; "
+            "give one",
         )
         warmup = int(args.lr_warmup_fraction * samples)
     require(
@@ -266,11 +291,6 @@ def _check_distributed_optimizer(args: argparse.Namespace) -> None:
             args.use_distributed_optimizer and args.overlap_grad_reduce,
             "--overlap-param-gather needs --use-distributed-optimizer and --overlap-grad-reduce; add them",
         )
-    interval = args.check_weight_hash_across_dp_replicas_interval
-    require(
-        interval is None or interval > 0,
-        f"--check-weight-hash-across-dp-replicas-interval {interval} has to be positive",
-    )
 
 
 def _check_experts(args: argparse.Namespace) -> None:
@@ -341,10 +361,6 @@ def _check_data(args: argparse.Namespace) -> None:
 
 
 def _check_watching(args: argparse.Namespace) -> None:
-    for name in ("log_interval", "eval_interval", "tensorboard_log_interval"):
-        value = getattr(args, name)
-        require(value > 0, f"--{name.replace('_', '-')} {value} has to be positive")
-    require(args.eval_iters >= 0, f"--eval-iters {args.eval_iters} has to be 0 or more")
     require(
         args.save is not None or args.save_interval is None,
         "--save-interval without --save saves nothing; give the folder",
