@@ -13,7 +13,6 @@ import json
 import os
 import shlex
 import statistics
-import subprocess
 import sys
 import time
 from argparse import Namespace
@@ -29,6 +28,7 @@ from tqdm import tqdm
 from megatron.training.arguments import parse_args
 from megatron.training.step_parts import take_part_seconds
 from megatron.training.validation import validate_args
+from tools.child_process import run_python, torchrun
 from tools.command_line import ToolArgumentParser, positive_int, run_tool
 
 # Variants share the process groups and the number of micro-batches.
@@ -183,9 +183,7 @@ def run_rank(args: Namespace) -> None:
 def launch(args: Namespace) -> None:
     """Start the ranks and pass their exit code on."""
     read_variants(args, args.nproc_per_node)  # what a user mistyped is told once, and before anything starts
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command = [*torchrun, "--nproc-per-node", str(args.nproc_per_node), __file__, *sys.argv[1:]]
-    sys.exit(subprocess.run(command, env={"OMP_NUM_THREADS": "1", **os.environ}).returncode)
+    sys.exit(run_python(*torchrun(args.nproc_per_node), __file__, *sys.argv[1:]))
 
 
 def parse_arguments() -> Namespace:

@@ -1,0 +1,137 @@
+"""The quickstart after its set-up: prepare the corpus, train and evaluate, then show a table and the loss curve.
+
+What stands is reused: finished files, and a training run from its newest checkpoint. ``--config`` takes any run that
+reads the quickstart's data.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from argparse import Namespace
+from pathlib import Path
+
+# Run as a file, Python looks for modules beside it; the trainer stands in the folder above.
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from megatron.training.arguments import parse_args
+from megatron.training.checkpoint_files import checkpoint_folder, find
+from tools.child_process import run_python, torchrun
+from tools.command_line import ToolArgumentParser, positive_int, run_tool
+from tools.plot_runs import markdown_table, plot, read_run, smoothing_width, summarize
+
+NUM_CPU_PROCESSES = 4
+DATA = Path("data/quickstart")
+CORPUS, TOKENIZER, TOKENS = DATA / "corpus.jsonl", DATA / "tokenizer", DATA / "corpus"
+
+
+class StepFailed(Exception):
+    """A program that the quickstart started has failed, and has said why."""
+
+
+def run(title: str, command: list[str]) -> None:
+    """Run a program of this project, and tell how long it took.
+
+    Raises:
+        StepFailed: it ended with an error.
+    """
+    print(f"\nquickstart: {title}", flush=True)
+    begun = time.monotonic()
+    code = run_python(*command)
+    if code:
+        raise StepFailed(f"{title}: failed with exit code {code}, for the reason above; start again to continue")
+    print(f"quickstart: done in {time.monotonic() - begun:.0f} s", flush=True)
+
+
+def prepare_data(vocab_size: int) -> None:
+    """Corpus, tokenizer and token files. Each appears whole or not at all, so one that exists is good."""
+    tokenizer = ["--tokenizer-type", "HuggingFaceTokenizer", "--tokenizer-model", str(TOKENIZER), "--append-eod"]
+    files = ["--input", str(CORPUS), "--output-prefix", str(TOKENS), "--workers", str(min(4, os.cpu_count() or 1))]
+    vocabulary = ["--input", str(CORPUS), "--output-dir", str(TOKENIZER), "--vocab-size", str(vocab_size)]
+    steps = {
+        CORPUS: ["tools/make_corpus.py", "--output", str(CORPUS)],
+        TOKENIZER / "tokenizer.json": ["tools/train_tokenizer.py", *vocabulary],
+        Path(f"{TOKENS}_text_document.idx"): ["tools/preprocess_data.py", *tokenizer, *files],
+    }
+    for output, command in steps.items():
+        if output.exists():
+            print(f"quickstart: {output} stands")
+        else:
+            run(f"making {output}", command)
+
+
+def train(config: str, args: Namespace, num_processes: int | None) -> None:
+    """Train to the end, from the newest checkpoint where there is one."""
+    iteration = find(args.save, None) or 0
+    if iteration >= args.train_iters:
+        folder = Path(args.save).parent
+        print(f"quickstart: the run is complete ({iteration} iterations); remove {folder} to train anew")
+        return
+    processes = num_processes or default_num_processes()
+    where = f"from iteration {iteration}" if iteration else "from random weights"
+    program = [*torchrun(processes), "pretrain_gpt.py", "--config", config]
+    run(f"training {where} with {processes} processes", program)
+
+
+def default_num_processes() -> int:
+    """Four on a CPU; otherwise one for each GPU, as far as the batch splits among them."""
+    import torch
+
+    num_gpus = torch.cuda.device_count()
+    return max(count for count in (1, 2, 4, 8) if count <= num_gpus) if num_gpus else NUM_CPU_PROCESSES
+
+
+def show(args: Namespace, started: float) -> None:
+    """The table, and the loss curve beside the metrics."""
+    metrics = Path(args.metrics_file)
+    picture = metrics.with_name("loss.png")
+    curves = read_run(metrics, metrics.parent.name)
+    plot([curves], picture, smoothing_width([curves]))
+    checkpoint = checkpoint_folder(args.save, find(args.save, None) or 0)
+    size = sum(path.stat().st_size for path in checkpoint.rglob("*") if path.is_file())
+    numbers = summarize(curves) | {
+        "checkpoint": f"{size / 2**20:.1f} MiB",
+        "this start, in all": f"{time.time() - started:.0f} s",
+    }
+    print("\n" + markdown_table({curves.label: numbers}))
+    print(f"\nloss curve: {picture}\ncheckpoint: {checkpoint}\nTensorBoard: {args.tensorboard_dir}")
+
+
+def quickstart(options: Namespace) -> None:
+    """All of it.
+
+    Raises:
+        ValueError, OSError: what a user can mend.
+        StepFailed: a step ended with an error.
+    """
+    os.chdir(ROOT)
+    args = parse_args(["--config", options.config])
+    prepare_data(args.vocab_size)
+    train(options.config, args, options.nproc_per_node)
+    show(args, options.started)
+
+
+def main() -> None:
+    """Run the quickstart; a step that failed has printed its own error before."""
+    try:
+        quickstart(parse_arguments())
+    except StepFailed as error:
+        sys.exit(f"quickstart: error: {error}")
+    except KeyboardInterrupt:
+        print("\nquickstart: stopped; start it again to continue", file=sys.stderr)
+        sys.exit(130)
+
+
+def parse_arguments() -> Namespace:
+    """The command line."""
+    parser = ToolArgumentParser(__doc__.splitlines()[0])
+    parser.add_argument("--config", default="configs/runs/quickstart.toml", help="the run")
+    parser.add_argument("--nproc-per-node", type=positive_int, help="processes; 4 on a CPU, else the number of GPUs")
+    parser.add_argument("--started", type=float, default=time.time(), help="when the set-up began, Unix time")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    run_tool(main)
