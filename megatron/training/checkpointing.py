@@ -79,9 +79,8 @@ def _common_state(args: argparse.Namespace, state: TrainState) -> dict[str, Any]
 
 
 def _sharding_metadata(args: argparse.Namespace) -> dict[str, Any]:
-    kind = "fully_reshardable" if args.dist_ckpt_optim_fully_reshardable else "dp_reshardable"
     return {
-        "distrib_optim_sharding_type": kind if args.use_distributed_optimizer else None,
+        "distrib_optim_sharding_type": "dp_reshardable" if args.use_distributed_optimizer else None,
         "singleton_local_shards": False,
         "chained_optim_avoid_prefix": True,
     }
@@ -217,7 +216,7 @@ def _check_sharding(args: argparse.Namespace, common: dict[str, Any], folder: st
     if loads_optimizer and not same_layout and metadata.get("distrib_optim_sharding_type") == "dp_reshardable":
         raise UserError(
             f"the optimizer state in {folder} loads under another data-parallel size only, not under other tensor or "
-            "pipeline sizes; save with --dist-ckpt-optim-fully-reshardable, or load with --no-load-optim"
+            "pipeline sizes; load the weights alone with --no-load-optim"
         )
     return metadata
 

@@ -192,7 +192,7 @@ _CHECKPOINTS = (
     Flag("save-interval", int, None, "iterations between checkpoints"),
     Flag("ckpt-step", int, None, "iteration of the checkpoint to load, instead of the newest"),
     _choice("ckpt-format", "torch_dist", "torch_dist", "format of the checkpoints"),
-    _on_off("dist-ckpt-optim-fully-reshardable", "save an optimizer state that loads under any TP and PP as well"),
+    _on_off("dist-ckpt-optim-fully-reshardable", "refused: megatron-core 0.16.1 does not give back the state it saved"),
     _on_off("finetune", "load the weights only and start at iteration 0"),
     _on_off("save-optim", "save the optimizer's state", True),
     _on_off("save-rng", "save the random states", True),
