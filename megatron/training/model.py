@@ -80,10 +80,12 @@ def _check_local_layers(args: argparse.Namespace) -> None:
             raise UserError(
                 f"--{name.replace('_', '-')} needs Transformer Engine; drop it, or pip install '.[gpu]' on CUDA"
             )
-    # megatron-core adds an expert's bias in place to what its tensor-parallel region returned, which autograd forbids.
-    if args.num_experts is not None and not args.disable_bias_linear:
+    # On one rank, megatron-core adds an expert's bias in place to what its tensor-parallel region returned, which
+    # autograd forbids; where experts are spread, that region is left out.
+    if args.num_experts is not None and not args.disable_bias_linear and args.expert_model_parallel_size == 1:
         raise UserError(
-            f"--num-experts {args.num_experts}: the local layers' experts have no bias; add --disable-bias-linear"
+            f"--num-experts {args.num_experts}: the local layers' experts have no bias on a single rank; "
+            "add --disable-bias-linear, or spread them with --expert-model-parallel-size"
         )
 
 
