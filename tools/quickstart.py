@@ -18,6 +18,7 @@ sys.path.insert(0, str(ROOT))
 
 from megatron.training.arguments import parse_args
 from megatron.training.checkpoint_files import checkpoint_folder, find
+from megatron.training.validation import validate_args
 from tools.child_process import run_python, torchrun
 from tools.command_line import ToolArgumentParser, positive_int, run_tool
 from tools.plot_runs import markdown_table, plot, read_run, smoothing_width, summarize
@@ -70,6 +71,7 @@ def train(config: str, args: Namespace, num_processes: int | None) -> None:
         print(f"quickstart: the run is complete ({iteration} iterations); remove {folder} to train anew")
         return
     processes = num_processes or default_num_processes()
+    validate_args(args, processes)  # a mistake is told here, once, and not under torchrun's own report of its ranks
     where = f"from iteration {iteration}" if iteration else "from random weights"
     program = [*torchrun(processes), "pretrain_gpt.py", "--config", config]
     run(f"training {where} with {processes} processes", program)
