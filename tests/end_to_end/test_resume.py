@@ -20,6 +20,8 @@ LAYOUTS = {
     "DP2 plain optimizer": (2, "--no-use-distributed-optimizer"),
     "DP4 overlapped": (4, "--overlap-grad-reduce --overlap-param-gather --ddp-bucket-size 20000"),
     "TP2xPP2+SP": (4, "--tensor-model-parallel-size 2 --pipeline-model-parallel-size 2 --sequence-parallel"),
+    "CP2": (2, "--context-parallel-size 2 --swiglu --normalization RMSNorm --position-embedding-type rope"),
+    "experts on 2 ranks": (2, "--num-experts 4 --expert-model-parallel-size 2 --disable-bias-linear"),
     "interleaved": (2, "--pipeline-model-parallel-size 2 --num-layers-per-virtual-pipeline-stage 1"),
 }
 
