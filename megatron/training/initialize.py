@@ -61,13 +61,24 @@ def _init_process_group(args: argparse.Namespace) -> None:
     if backend == "nccl" and cpu_device.is_installed():
         raise UserError("--distributed-backend nccl needs CUDA, which this machine lacks; say gloo or drop the flag")
     if not cpu_device.is_installed():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(_gpu_of_this_rank())
     timeout = timedelta(minutes=args.distributed_timeout_minutes)
     if "MASTER_ADDR" in os.environ:
         torch.distributed.init_process_group(backend, timeout=timeout)
     else:
         store = torch.distributed.HashStore()
         torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
+
+
+def _gpu_of_this_rank() -> int:
+    """The ordinal of this rank's GPU; each process of a node has one of its own."""
+    local_rank, num_gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if local_rank >= num_gpus:
+        raise UserError(
+            f"{os.environ.get('LOCAL_WORLD_SIZE', local_rank + 1)} processes on this node share {num_gpus} GPU(s); start "
+            "one process for each GPU, or hide them with CUDA_VISIBLE_DEVICES= to train on the CPU"
+        )
+    return local_rank
 
 
 def set_random_seed(seed: int) -> None:
