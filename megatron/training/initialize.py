@@ -74,9 +74,10 @@ def _gpu_of_this_rank() -> int:
     """The ordinal of this rank's GPU; each process of a node has one of its own."""
     local_rank, num_gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
     if local_rank >= num_gpus:
+        processes = os.environ.get("LOCAL_WORLD_SIZE", local_rank + 1)
         raise UserError(
-            f"{os.environ.get('LOCAL_WORLD_SIZE', local_rank + 1)} processes on this node share {num_gpus} GPU(s); start "
-            "one process for each GPU, or hide them with CUDA_VISIBLE_DEVICES= to train on the CPU"
+            f"{processes} processes on this node have {num_gpus} GPU(s); start one process for each GPU, or hide them "
+            "with CUDA_VISIBLE_DEVICES= to train on the CPU"
         )
     return local_rank
 
