@@ -19,6 +19,7 @@ from megatron.core.transformer.utils import is_layer_window_attention
 from torch import Tensor
 from torch.nn.attention.bias import causal_lower_right
 
+from megatron.training import cpu_attention
 from megatron.training.context_parallel import gather_key_value
 
 _USE_TE = "or use Transformer Engine (--transformer-impl transformer_engine)"
@@ -41,10 +42,11 @@ def _check_config(config: TransformerConfig, layer_number: int, attention_type: 
 class DotProductAttention(MegatronModule):
     """Stands in for ``megatron.core.transformer.dot_product_attention.DotProductAttention``, with its arguments.
 
-    The softmax is always computed in fp32 inside the kernel, whatever ``config.attention_softmax_in_fp32`` says, so
-    that ``config.apply_query_key_layer_scaling`` (divide the scores by the layer's number, multiply them again in
-    fp32: against fp16 overflow) has nothing left to do; ``config.masked_softmax_fusion`` names a kernel that isn't
-    used. Dropout draws the same numbers on all CP ranks, as Megatron's seeds do not know of CP.
+    The softmax is always computed in fp32, whatever ``config.attention_softmax_in_fp32`` says (in bf16 on the CPU, for
+    short sequences, of scores rounded to bf16: :mod:`megatron.training.cpu_attention`). So
+    ``config.apply_query_key_layer_scaling`` (divide the scores by the layer's number, multiply them again in fp32:
+    against fp16 overflow) has nothing left to do; ``config.masked_softmax_fusion`` names a kernel that is not used.
+    Dropout draws the same numbers on all CP ranks, as Megatron's seeds do not know of CP.
 
     Raises:
         ValueError: the configuration asks for something that isn't here (sliding window, other softmax, ...).
@@ -126,6 +128,9 @@ class DotProductAttention(MegatronModule):
 
         Where causal, the last query is at the position of the last key.
         """
+        dropout = self.attention_dropout if self.training else 0.0
+        if cpu_attention.suits(query, key, mask, causal):
+            return cpu_attention.attend(query, key, value, dropout, self.softmax_scale)
         num_queries, num_keys = query.size(2), key.size(2)
         allowed = ~mask if mask is not None else causal_lower_right(num_queries, num_keys) if causal else None
         if mask is not None and causal:
@@ -135,7 +140,7 @@ class DotProductAttention(MegatronModule):
             key,
             value,
             attn_mask=allowed,
-            dropout_p=self.attention_dropout if self.training else 0.0,
+            dropout_p=dropout,
             scale=self.softmax_scale,
             enable_gqa=query.size(1) != key.size(1),
         )

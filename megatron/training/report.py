@@ -9,6 +9,7 @@ import platform
 
 import torch
 
+from megatron.training import cpu_attention
 from megatron.training.logging import print_rank_0
 from megatron.training.model import uses_transformer_engine
 from sdp4bit_patches import cpu_device
@@ -40,6 +41,8 @@ def print_start_report(args: argparse.Namespace) -> None:
     layout = ", ".join(f"{name} {size}" for name, size in sizes.items())
     batch = f"global batch {args.global_batch_size}, micro-batch {args.micro_batch_size}"
     print_rank_0(f" {args.world_size} ranks: {layout}; {batch}")
+    if cpu_device.is_installed() and args.params_dtype == "bfloat16":
+        print_rank_0(f" attention up to {cpu_attention.LONGEST} keys: bf16 scores, as in megatron-core's local spec")
     for package, instead in _OPTIONAL.items():
         if importlib.util.find_spec(package) is None:
             print_rank_0(f" {package} is not installed: {instead}")
