@@ -1,0 +1,3 @@
+#include "sdp4bit.h"
+
+const char *sdp4bit_device(void) { return "cuda"; }
