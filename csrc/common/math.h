@@ -43,7 +43,7 @@ SDP4BIT_HOST_DEVICE uint16_t float_to_bf16(float value) {  // to nearest even; e
 SDP4BIT_HOST_DEVICE float fp16_to_float(uint16_t fp16) {
   const uint32_t sign = uint32_t{fp16} >> 15 << 31, rest = fp16 & 0x7FFFu;
   if (rest >= 0x7C00u) return float_of(sign | kInfinityBits | rest << 13);
-  if (rest >= 0x0400u) return float_of(sign | (rest << 13) + (112u << 23));
+  if (rest >= 0x0400u) return float_of(sign | ((rest << 13) + (112u << 23)));
   const float magnitude = static_cast<float>(rest) * 0x1p-24f;  // a denormal fp16 is a normal float
   return float_of(sign | bits_of(magnitude));
 }
