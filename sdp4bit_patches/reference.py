@@ -2,7 +2,8 @@
 
 Every verb works on any device, slowly. Tensors are 1-D and contiguous; a payload is uint8 and laid out by `wire`.
 For a group x with absmax m and Q = max(1, 2**(bits-1) - 1):  scale = max(m / Q, 2**-126),  y = x * (1 / scale),
-code = round(y) to nearest even, or floor(y + u) with u uniform in 16 bits,  x is restored as code * scale.
+code = round(y) to nearest even, or (round(y * 2**f) + (r >> bits)) >> f with f = 16 - bits and r uniform in 16 bits,
+which fits in 16 bits;  x is restored as code * scale.
 All of it in fp32, each operation rounded once, none fused. A group of zeros has scale 0, one with a NaN or an
 infinity has scale NaN; the codes of both are 0. Formulas: SDP4Bit, arXiv 2410.15526.
 """
@@ -101,9 +102,10 @@ def group_codes(groups: Tensor, scales: Tensor, bits: int, noise: Tensor | None)
     if bits == 1:
         up = values >= 0 if noise is None else (torch.round(values * 32768).int() + 32768 + noise) >> 16 > 0
         return (~up & coded).int()
-    largest = 2 ** (bits - 1) - 1
-    codes = torch.round(values).int() if noise is None else (torch.round(values * 65536).int() + noise) >> 16
-    return codes.clamp(-largest, largest)
+    largest, fraction = 2 ** (bits - 1) - 1, 16 - bits
+    if noise is None:
+        return torch.round(values).int().clamp(-largest, largest)
+    return ((torch.round(values * 2**fraction).int() + (noise >> bits)) >> fraction).clamp(-largest, largest)
 
 
 def pack_codes(codes: Tensor, bits: int) -> Tensor:

@@ -93,7 +93,9 @@ SDP4BIT_HOST_DEVICE int code_to_nearest(float value, float inverse_scale, int bi
 SDP4BIT_HOST_DEVICE int code_stochastic(float value, float inverse_scale, int bits, uint32_t random) {
   const float scaled = value * inverse_scale;
   if (bits == 1) return (static_cast<int>(rintf(scaled * 32768.0f)) + 32768 + static_cast<int>(random)) >> 16 < 1;
-  return clamp_code((static_cast<int>(rintf(scaled * 65536.0f)) + static_cast<int>(random)) >> 16, largest_code(bits));
+  const int fraction = 16 - bits;  // fixed point in 16 bits
+  const int fixed = static_cast<int>(rintf(scaled * static_cast<float>(1 << fraction)));
+  return clamp_code((fixed + static_cast<int>(random >> bits)) >> fraction, largest_code(bits));
 }
 
 // The value that stands `index` places into the codes, as an integer: +-1 at one bit.

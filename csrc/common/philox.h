@@ -19,18 +19,24 @@ SDP4BIT_HOST_DEVICE PhiloxBlock philox_counter(const sdp4bit_rounding &rounding,
            rounding.bucket << 8 | rounding.hop}};
 }
 
+// The two key words of round `round`, of ten.
+SDP4BIT_HOST_DEVICE constexpr uint32_t philox_key0(uint64_t seed, int round) {
+  return static_cast<uint32_t>(seed) + static_cast<uint32_t>(round) * kPhiloxKeyStep0;
+}
+SDP4BIT_HOST_DEVICE constexpr uint32_t philox_key1(uint64_t seed, int round) {
+  return static_cast<uint32_t>(seed >> 32) + static_cast<uint32_t>(round) * kPhiloxKeyStep1;
+}
+
 SDP4BIT_HOST_DEVICE PhiloxBlock philox(PhiloxBlock c, uint64_t seed) {
-  uint32_t key0 = static_cast<uint32_t>(seed), key1 = static_cast<uint32_t>(seed >> 32);
 #ifdef __CUDACC__
 #pragma unroll
 #endif
   for (int round = 0; round < 10; ++round) {
     const uint64_t product0 = uint64_t{kPhiloxMultiplier0} * c.word[0];
     const uint64_t product1 = uint64_t{kPhiloxMultiplier1} * c.word[2];
-    c = {{static_cast<uint32_t>(product1 >> 32) ^ c.word[1] ^ key0, static_cast<uint32_t>(product1),
-          static_cast<uint32_t>(product0 >> 32) ^ c.word[3] ^ key1, static_cast<uint32_t>(product0)}};
-    key0 += kPhiloxKeyStep0;
-    key1 += kPhiloxKeyStep1;
+    c = {{static_cast<uint32_t>(product1 >> 32) ^ c.word[1] ^ philox_key0(seed, round),
+          static_cast<uint32_t>(product1),
+          static_cast<uint32_t>(product0 >> 32) ^ c.word[3] ^ philox_key1(seed, round), static_cast<uint32_t>(product0)}};
   }
   return c;
 }
