@@ -1,7 +1,7 @@
 // What the verbs ask for, and the functions of one instruction set that do it for a range of groups.
 #pragma once
 
-#include "math.h"
+#include "arithmetic.h"
 #include "philox.h"
 #include "wire.h"
 

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.util
+import shutil
+import subprocess
+import sysconfig
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
 
+import pybind11
 import pytest
 import torch
 from torch import Tensor
@@ -17,15 +26,38 @@ ROUNDING = StochasticRounding(seed=0x123456789ABCDEF, step=77, bucket=5, hop=1, 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
+ROOT = Path(__file__).resolve().parents[2]
+COMPILER = shutil.which("g++") or shutil.which("c++")
+
+
+@functools.cache
+def emulated_cuda() -> ModuleType:
+    """csrc/cuda compiled for the CPU, its threads run as coroutines: the same code where there is no GPU."""
+    folder = Path(tempfile.mkdtemp(prefix="sdp4bit_emulation_"))
+    library = folder / "_cuda_emulated.so"
+    includes = ("tests/native/cuda_emulation", "csrc/include", "csrc/common")
+    includes = [*(str(ROOT / path) for path in includes), pybind11.get_include(), sysconfig.get_paths()["include"]]
+    flags = "-std=c++17 -O1 -fPIC -shared -ffp-contract=off -fvisibility=hidden -w -DSDP4BIT_MODULE=_cuda_emulated"
+    sources = [str(ROOT / "csrc/bindings.cpp"), "-x", "c++", *map(str, sorted((ROOT / "csrc/cuda").glob("*.cu")))]
+    command = [COMPILER, *flags.split(), *(f"-I{path}" for path in includes), *sources, "-o", str(library)]
+    subprocess.run(command, check=True)
+    spec = importlib.util.spec_from_file_location("_cuda_emulated", library)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def implementations() -> list:
     """One parameter an instruction set and device; those this machine lacks are skipped by name."""
-    names = list(codec.INSTRUCTION_SETS[1:]) + ["cuda"]
+    names = [*codec.INSTRUCTION_SETS[1:], "cuda_emulated", "cuda"]
     return [pytest.param(name, marks=pytest.mark.skipif(not is_here(name), reason=f"no {name} here")) for name in names]
 
 
 def is_here(name: str) -> bool:
     if name == "cuda":
         return codec.NATIVE["cuda"] is not None and torch.cuda.is_available()
+    if name == "cuda_emulated":
+        return COMPILER is not None
     best = codec.best_instruction_set()
     if best == "reference":
         return False
@@ -37,6 +69,12 @@ def using(name: str) -> Iterator[str]:
     """The device of an implementation, with its instruction set forced."""
     if name == "cuda":
         yield "cuda"
+        return
+    if name == "cuda_emulated":
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(codec.NATIVE, "cpu", emulated_cuda())
+            patch.setitem(codec.NEAREST, "cpu", emulated_cuda().Rounding())
+            yield "cpu"
         return
     with codec.instruction_set(name):
         yield "cpu"

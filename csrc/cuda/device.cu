@@ -1,3 +1,0 @@
-#include "sdp4bit.h"
-
-const char *sdp4bit_device(void) { return "cuda"; }
