@@ -78,15 +78,16 @@ void dequantize_reduce_quantize(Address payloads, int64_t stride, int32_t num_so
 }  // namespace
 
 PYBIND11_MODULE(SDP4BIT_MODULE, module) {
-  py::class_<sdp4bit_layout>(module, "Layout")
+  // Local types: _cpu and _cuda are loaded side by side and define the same ones.
+  py::class_<sdp4bit_layout>(module, "Layout", py::module_local())
       .def(py::init(&make_layout))
       .def("message_bytes", [](const sdp4bit_layout &layout, int64_t num_elements) {
         return sdp4bit_message_bytes(&layout.format, num_elements);
       });
-  py::class_<sdp4bit_rounding>(module, "Rounding")
+  py::class_<sdp4bit_rounding>(module, "Rounding", py::module_local())
       .def(py::init([] { return sdp4bit_rounding{}; }))
       .def(py::init(&make_rounding));
-  py::class_<sdp4bit_execution>(module, "Execution").def(py::init(&make_execution));
+  py::class_<sdp4bit_execution>(module, "Execution", py::module_local()).def(py::init(&make_execution));
   module.def("device", &sdp4bit_device);
   module.def("best_isa", &sdp4bit_best_isa);
   module.def("quantize", &quantize, WithoutGil());
