@@ -148,7 +148,8 @@ def peers(a: Arrays) -> list[Kernel]:
     ]
 
 
-def seconds(run: Callable[[], object], device: str) -> float:
+def seconds(run: Callable[[], object], device: str, num_threads: int = 1) -> float:
+    """One run's time. A single thread's is its processor time, which other processes do not add to."""
     if device == "cuda":
         begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         begin.record()
@@ -156,9 +157,10 @@ def seconds(run: Callable[[], object], device: str) -> float:
         end.record()
         end.synchronize()
         return begin.elapsed_time(end) / 1e3
-    begin = time.perf_counter()
+    clock = time.thread_time if num_threads == 1 else time.perf_counter
+    begin = clock()
     run()
-    return time.perf_counter() - begin
+    return clock() - begin
 
 
 def measure(kernels: list[Kernel], a: Arrays, num_rounds: int, copied: int) -> list[dict[str, object]]:
@@ -171,7 +173,7 @@ def measure(kernels: list[Kernel], a: Arrays, num_rounds: int, copied: int) -> l
     for _ in tqdm(range(num_rounds), desc="rounds", disable=not sys.stderr.isatty()):
         for kernel, pairs in zip(kernels, times, strict=True):
             copy = under("torch", 1, target.copy_, source)
-            pairs.append((seconds(copy, a.device), seconds(kernel.run, a.device)))
+            pairs.append((seconds(copy, a.device, kernel.threads), seconds(kernel.run, a.device, kernel.threads)))
     return [row_of(kernel, pairs, copied) for kernel, pairs in zip(kernels, times, strict=True)]
 
 
