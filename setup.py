@@ -34,7 +34,9 @@ class BuildNative(build_ext):
         output.parent.mkdir(parents=True, exist_ok=True)
         targets = [f"-gencode={target}" for target in CUDA_TARGETS]
         includes = [f"-I{path}" for path in [*INCLUDES, sysconfig.get_paths()["include"]]]
-        self.spawn([nvcc(), *CUDA_FLAGS, *targets, *includes, "-DSDP4BIT_MODULE=_cuda", *ext.sources, "-o", str(output)])
+        self.spawn(
+            [nvcc(), *CUDA_FLAGS, *targets, *includes, "-DSDP4BIT_MODULE=_cuda", *ext.sources, "-o", str(output)]
+        )
 
 
 def compiler() -> str | None:
@@ -61,7 +63,10 @@ def native_modules() -> list[Extension]:
     if wish == "0" or not nvcc():
         print(f"CUDA kernels not built: {'SDP4BIT_CUDA=0' if wish == '0' else 'nvcc not found'}")
         return [cpu]
-    return [cpu, Extension("sdp4bit_patches._cuda", ["csrc/bindings.cpp", *sorted(glob("csrc/cuda/*.cu"))], depends=depends)]
+    return [
+        cpu,
+        Extension("sdp4bit_patches._cuda", ["csrc/bindings.cpp", *sorted(glob("csrc/cuda/*.cu"))], depends=depends),
+    ]
 
 
 setup(ext_modules=native_modules(), cmdclass={"build_ext": BuildNative}, options={"build_ext": {"parallel": 2}})

@@ -5,10 +5,10 @@
     codec.quantize(gradient, payload, layout, wire.StochasticRounding(seed=1, step=7))
     codec.dequantize(payload, gradient, layout)
 
-Every output is the caller's: no verb allocates, synchronizes, or holds the GIL while it computes. On CUDA work is queued
-on the current stream, on the CPU up to `torch.get_num_threads()` threads take part; neither changes a bit of the
-result. Tensors are 1-D and contiguous, payloads uint8 and start on 16 bytes; a `ValueError` says what is wrong with an
-argument. `reference` defines the arithmetic and takes over, saying so once, where no native module was built.
+Every output is the caller's: no verb allocates, synchronizes, or holds the GIL while it computes. On CUDA work is
+queued on the current stream, on the CPU up to `torch.get_num_threads()` threads take part; neither changes a bit of
+the result. Tensors are 1-D and contiguous, payloads uint8 and start on 16 bytes; a `ValueError` says what is wrong
+with an argument. `reference` defines the arithmetic and takes over, saying so once, where no native module was built.
 
 SDP4BIT_ISA=scalar|avx2|avx512 in the environment forces an instruction set on the CPU; all of them give the same bytes.
 """
@@ -237,9 +237,7 @@ def dequantize_reduce_quantize(
     _check_payload("payload", payload, output_layout)
     _check_same_ranges(layout, output_layout)
     if layout.module is None:
-        return reference.dequantize_reduce_quantize(
-            payloads, payload, layout.layout, output_layout.layout, rounding
-        )
+        return reference.dequantize_reduce_quantize(payloads, payload, layout.layout, output_layout.layout, rounding)
     sources = (payloads.data_ptr(), payloads.stride(0), payloads.shape[0], payload.data_ptr())
     names = (layout.native, output_layout.native, _rounding(output_layout, rounding), _execution(layout))
     with _on_device(layout):

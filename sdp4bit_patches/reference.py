@@ -135,7 +135,9 @@ def _encode(values: Tensor, segment: Segment, payload: Tensor, fmt: MessageForma
     if rounding is not None:
         noise = random_16_bits(rounding, segment.random_offset, groups.numel(), values.device).int().view_as(groups)
     scales = group_scales(groups, num_valid, fmt)
-    message[: fmt.codes_bytes(segment.num_elements)] = pack_codes(group_codes(groups, scales, fmt.bits, noise), fmt.bits)
+    message[: fmt.codes_bytes(segment.num_elements)] = pack_codes(
+        group_codes(groups, scales, fmt.bits, noise), fmt.bits
+    )
     stored = scales if fmt.scale_dtype == "fp32" else (scales.view(torch.int32) >> 16).to(torch.int16)  # exact
     start = fmt.scales_offset(segment.num_elements)
     message[start : start + groups.shape[0] * fmt.scale_bytes] = stored.view(torch.uint8)

@@ -2,10 +2,10 @@
 
     python tools/bench_codec.py [--quick] [--json rows.json] [--threads 1] [--mebibytes 256] [--device cpu|cuda]
 
-A rate counts the fp32 elements that a kernel handles, 4 bytes each (`dequantize_reduce_quantize_8to4_r4` handles those of
-its four sources), whatever it really reads and writes; memcpy's rate is that of copying one such array. Ratios are
-medians over rounds in each of which everything runs once, so that a slow second of the machine slows both sides. On CUDA
-the rate counts the bytes read and written, and the ratio is to a device-to-device copy counted in the same way.
+A rate counts the fp32 elements that a kernel handles, 4 bytes each (`dequantize_reduce_quantize_8to4_r4` handles those
+of its four sources), whatever it really reads and writes; memcpy's rate is that of copying one such array. A ratio is
+the median over rounds; in each, every kernel runs right behind a memcpy, so that a slow second slows both sides. One
+thread is timed by its own processor time. On CUDA a rate counts the bytes read and written, the copy's too.
 """
 
 from __future__ import annotations
@@ -125,7 +125,9 @@ def codec_kernels(rows: list[Verb], isa: str, num_threads: int) -> list[Kernel]:
     kernels = []
     for row in rows:
         num_bytes = row.moved if isa == "cuda" else row.handled
-        for rounding, arguments in (("nearest", (None,)), ("stochastic", (ROUNDING,))) if row.rounds else (("none", ()),):
+        for rounding, arguments in (
+            (("nearest", (None,)), ("stochastic", (ROUNDING,))) if row.rounds else (("none", ()),)
+        ):
             run = under(isa, num_threads, row.call, *arguments)
             kernels.append(Kernel(row.name, isa, num_threads, rounding, num_bytes, run))
     return kernels
@@ -190,8 +192,9 @@ def row_of(kernel: Kernel, pairs: list[tuple[float, float]], copied: int) -> dic
 
 
 def print_table(rows: list[dict[str, object]]) -> None:
-    nearest = {(r["kernel"], r["isa"], r["threads"]): r["gigabytes_per_second"] for r in rows if r["rounding"] == "nearest"}
-    print(f"{'kernel':36} {'isa':8} {'threads':>7} {'rounding':10} {'GB/s':>8} {'/memcpy':>8} {'at least':>9}  to nearest")
+    exact = [row for row in rows if row["rounding"] == "nearest"]
+    nearest = {(row["kernel"], row["isa"], row["threads"]): row["gigabytes_per_second"] for row in exact}
+    print(f"{'kernel':36} {'isa':8} threads {'rounding':10} {'GB/s':>8} {'/memcpy':>8} {'at least':>9}  to nearest")
     for row in rows:
         at_least = "" if row["at_least"] is None else f"{row['at_least']:.3f}" + ("" if meets(row) else " MISSED")
         key = (row["kernel"], row["isa"], row["threads"])
@@ -210,7 +213,7 @@ def cpu_rows(quick: bool, mebibytes: int, num_threads: int) -> list[dict[str, ob
     if best == "reference":
         raise SystemExit("the native codec is not built: nothing to measure (install a C++ compiler, reinstall)")
     gated = [row for row in table if row.name in AT_LEAST] if quick else table
-    isas = [isa for isa in codec.INSTRUCTION_SETS[2:] if codec.INSTRUCTION_SETS.index(isa) <= codec.INSTRUCTION_SETS.index(best)]
+    isas = codec.INSTRUCTION_SETS[2 : codec.INSTRUCTION_SETS.index(best) + 1]
     kernels = [kernel for isa in reversed(isas) for kernel in codec_kernels(gated, isa, 1)]
     rows = measure(kernels, a, 9 if quick else 21, 4 * a.n)
     slow = peers(a) if quick else [*codec_kernels(table, "scalar", 1), *peers(a)]

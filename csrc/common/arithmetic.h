@@ -62,7 +62,7 @@ SDP4BIT_HOST_DEVICE uint16_t float_to_fp16(float value) {  // to nearest even; e
 SDP4BIT_HOST_DEVICE int largest_code(int bits) { return bits > 1 ? (1 << (bits - 1)) - 1 : 1; }
 
 // What the group's scale field holds: `magnitude` is the absmax, or the mean magnitude at one bit. As a float.
-SDP4BIT_HOST_DEVICE float group_scale(const sdp4bit_format &format, uint32_t absmax_bits, float magnitude) {
+SDP4BIT_HOST_DEVICE float group_scale(const sdp4bit_format& format, uint32_t absmax_bits, float magnitude) {
   if (absmax_bits == 0) return 0.0f;
   if (absmax_bits >= kInfinityBits) return float_of(kNanBits);
   const float scale = magnitude / static_cast<float>(largest_code(format.bits));
@@ -76,7 +76,7 @@ SDP4BIT_HOST_DEVICE float group_scale(const sdp4bit_format &format, uint32_t abs
 
 SDP4BIT_HOST_DEVICE bool is_coded(float scale) { return scale > 0.0f; }  // neither a zero group nor a NaN one
 
-SDP4BIT_HOST_DEVICE bool uses_mean(const sdp4bit_format &format) {
+SDP4BIT_HOST_DEVICE bool uses_mean(const sdp4bit_format& format) {
   return format.bits == 1 && format.one_bit_scale == SDP4BIT_MEAN;
 }
 
@@ -99,7 +99,7 @@ SDP4BIT_HOST_DEVICE int code_stochastic(float value, float inverse_scale, int bi
 }
 
 // The value that stands `index` places into the codes, as an integer: +-1 at one bit.
-SDP4BIT_HOST_DEVICE int unpack_code(const uint8_t *codes, int64_t index, int bits) {
+SDP4BIT_HOST_DEVICE int unpack_code(const uint8_t* codes, int64_t index, int bits) {
   if (bits == 8) return static_cast<int8_t>(codes[index]);
   const int64_t per_byte = 8 / bits;
   const int shift = static_cast<int>(per_byte - 1 - index % per_byte) * bits;
@@ -107,16 +107,16 @@ SDP4BIT_HOST_DEVICE int unpack_code(const uint8_t *codes, int64_t index, int bit
   return bits == 1 ? 1 - 2 * code : code - (code >> (bits - 1) << bits);
 }
 
-SDP4BIT_HOST_DEVICE float load_scale(const uint8_t *scales, int64_t group, int scale_type) {
-  if (scale_type == SDP4BIT_FP32) return reinterpret_cast<const float *>(scales)[group];
-  return bf16_to_float(reinterpret_cast<const uint16_t *>(scales)[group]);
+SDP4BIT_HOST_DEVICE float load_scale(const uint8_t* scales, int64_t group, int scale_type) {
+  if (scale_type == SDP4BIT_FP32) return reinterpret_cast<const float*>(scales)[group];
+  return bf16_to_float(reinterpret_cast<const uint16_t*>(scales)[group]);
 }
 
-SDP4BIT_HOST_DEVICE void store_scale(uint8_t *scales, int64_t group, int scale_type, float scale) {
+SDP4BIT_HOST_DEVICE void store_scale(uint8_t* scales, int64_t group, int scale_type, float scale) {
   if (scale_type == SDP4BIT_FP32) {
-    reinterpret_cast<float *>(scales)[group] = scale;
+    reinterpret_cast<float*>(scales)[group] = scale;
   } else {
-    reinterpret_cast<uint16_t *>(scales)[group] = static_cast<uint16_t>(bits_of(scale) >> 16);
+    reinterpret_cast<uint16_t*>(scales)[group] = static_cast<uint16_t>(bits_of(scale) >> 16);
   }
 }
 

@@ -14,7 +14,7 @@ struct PhiloxBlock {
 };
 
 // The counter of random block `block` of a rounding: block, source and the block's high bits, step, bucket and hop.
-SDP4BIT_HOST_DEVICE PhiloxBlock philox_counter(const sdp4bit_rounding &rounding, uint64_t block) {
+SDP4BIT_HOST_DEVICE PhiloxBlock philox_counter(const sdp4bit_rounding& rounding, uint64_t block) {
   return {{static_cast<uint32_t>(block), rounding.source << 8 | static_cast<uint32_t>(block >> 32), rounding.step,
            rounding.bucket << 8 | rounding.hop}};
 }
@@ -34,15 +34,15 @@ SDP4BIT_HOST_DEVICE PhiloxBlock philox(PhiloxBlock c, uint64_t seed) {
   for (int round = 0; round < 10; ++round) {
     const uint64_t product0 = uint64_t{kPhiloxMultiplier0} * c.word[0];
     const uint64_t product1 = uint64_t{kPhiloxMultiplier1} * c.word[2];
-    c = {{static_cast<uint32_t>(product1 >> 32) ^ c.word[1] ^ philox_key0(seed, round),
-          static_cast<uint32_t>(product1),
-          static_cast<uint32_t>(product0 >> 32) ^ c.word[3] ^ philox_key1(seed, round), static_cast<uint32_t>(product0)}};
+    c = {{static_cast<uint32_t>(product1 >> 32) ^ c.word[1] ^ philox_key0(seed, round), static_cast<uint32_t>(product1),
+          static_cast<uint32_t>(product0 >> 32) ^ c.word[3] ^ philox_key1(seed, round),
+          static_cast<uint32_t>(product0)}};
   }
   return c;
 }
 
 // The 16 random bits of element `element` (0 .. 7) of a block.
-SDP4BIT_HOST_DEVICE uint32_t random_16_bits(const PhiloxBlock &block, int element) {
+SDP4BIT_HOST_DEVICE uint32_t random_16_bits(const PhiloxBlock& block, int element) {
   return block.word[element >> 1] >> (16 * (element & 1)) & 0xFFFF;
 }
 

@@ -20,32 +20,31 @@ constexpr int kMaxGroupSize = 8192;
 SDP4BIT_HOST_DEVICE constexpr int64_t divide_up(int64_t value, int64_t divisor) {
   return (value + divisor - 1) / divisor;
 }
-SDP4BIT_HOST_DEVICE constexpr int64_t align(int64_t num_bytes) {
-  return divide_up(num_bytes, kAlignment) * kAlignment;
-}
-SDP4BIT_HOST_DEVICE constexpr int64_t scale_bytes(const sdp4bit_format &format) {
+SDP4BIT_HOST_DEVICE constexpr int64_t align(int64_t num_bytes) { return divide_up(num_bytes, kAlignment) * kAlignment; }
+SDP4BIT_HOST_DEVICE constexpr int64_t scale_bytes(const sdp4bit_format& format) {
   return format.bits == 32 ? 0 : format.scale_type == SDP4BIT_BF16 ? 2 : 4;
 }
-SDP4BIT_HOST_DEVICE constexpr int64_t num_groups(const sdp4bit_format &format, int64_t num_elements) {
+SDP4BIT_HOST_DEVICE constexpr int64_t num_groups(const sdp4bit_format& format, int64_t num_elements) {
   return divide_up(num_elements, format.group_size);
 }
-SDP4BIT_HOST_DEVICE constexpr int64_t codes_bytes(const sdp4bit_format &format, int64_t num_elements) {
+SDP4BIT_HOST_DEVICE constexpr int64_t codes_bytes(const sdp4bit_format& format, int64_t num_elements) {
   return num_groups(format, num_elements) * (int64_t{format.group_size} * format.bits / 8);
 }
-SDP4BIT_HOST_DEVICE constexpr int64_t scales_offset(const sdp4bit_format &format, int64_t num_elements) {
+SDP4BIT_HOST_DEVICE constexpr int64_t scales_offset(const sdp4bit_format& format, int64_t num_elements) {
   return align(codes_bytes(format, num_elements));
 }
-SDP4BIT_HOST_DEVICE constexpr int64_t message_bytes(const sdp4bit_format &format, int64_t num_elements) {
+SDP4BIT_HOST_DEVICE constexpr int64_t message_bytes(const sdp4bit_format& format, int64_t num_elements) {
   return scales_offset(format, num_elements) + align(num_groups(format, num_elements) * scale_bytes(format));
 }
 // Elements that are no filling: those of the tensor, rounded up to whole Hadamard blocks.
-SDP4BIT_HOST_DEVICE constexpr int64_t num_valid(const sdp4bit_format &format, int64_t num_elements) {
+SDP4BIT_HOST_DEVICE constexpr int64_t num_valid(const sdp4bit_format& format, int64_t num_elements) {
   return format.hadamard ? divide_up(num_elements, format.hadamard) * format.hadamard : num_elements;
 }
 
-constexpr bool is_valid(const sdp4bit_format &format) {
+constexpr bool is_valid(const sdp4bit_format& format) {
   const bool bits = format.bits == 1 || format.bits == 2 || format.bits == 4 || format.bits == 8 || format.bits == 32;
-  const bool group = format.group_size >= kBlock && format.group_size <= kMaxGroupSize && format.group_size % kBlock == 0;
+  const bool group =
+      format.group_size >= kBlock && format.group_size <= kMaxGroupSize && format.group_size % kBlock == 0;
   const bool scales = format.scale_type == SDP4BIT_FP32 || format.scale_type == SDP4BIT_BF16;
   const bool one_bit = format.one_bit_scale == SDP4BIT_MEAN || format.one_bit_scale == SDP4BIT_ABSMAX;
   return bits && group && scales && one_bit && (format.hadamard == 0 || format.hadamard == kBlock);

@@ -21,7 +21,9 @@ struct Elements {
   float value[kElements];
 };
 
-__device__ __forceinline__ bool is_aligned(const void *address) { return reinterpret_cast<uintptr_t>(address) % 16 == 0; }
+__device__ __forceinline__ bool is_aligned(const void* address) {
+  return reinterpret_cast<uintptr_t>(address) % 16 == 0;
+}
 
 __device__ __forceinline__ float word_to_float(uint16_t word, int32_t type) {
   return type == SDP4BIT_BF16 ? bf16_to_float(word) : __half2float(__ushort_as_half(word));
@@ -32,15 +34,15 @@ __device__ __forceinline__ uint16_t float_to_word(float value, int32_t type) {
 
 // Elements [index, index + 8) of a tensor of num_elements; zeros behind its end.
 template <int kType>
-__device__ __forceinline__ Elements load(const void *data, int64_t index, int64_t num_elements) {
+__device__ __forceinline__ Elements load(const void* data, int64_t index, int64_t num_elements) {
   using Element = std::conditional_t<kType == SDP4BIT_FP32, float, uint16_t>;
   Elements x = {};
-  const Element *from = static_cast<const Element *>(data) + index;
+  const Element* from = static_cast<const Element*>(data) + index;
   alignas(16) Element raw[kElements] = {};
   if (index + kElements <= num_elements && is_aligned(from)) {
 #pragma unroll
     for (int i = 0; i < static_cast<int>(sizeof raw / 16); ++i) {
-      reinterpret_cast<uint4 *>(raw)[i] = __ldg(reinterpret_cast<const uint4 *>(from) + i);
+      reinterpret_cast<uint4*>(raw)[i] = __ldg(reinterpret_cast<const uint4*>(from) + i);
     }
   } else {
 #pragma unroll
@@ -58,9 +60,9 @@ __device__ __forceinline__ Elements load(const void *data, int64_t index, int64_
 }
 
 template <int kType>
-__device__ __forceinline__ void store(void *data, int64_t index, int64_t num_elements, const Elements &x) {
+__device__ __forceinline__ void store(void* data, int64_t index, int64_t num_elements, const Elements& x) {
   using Element = std::conditional_t<kType == SDP4BIT_FP32, float, uint16_t>;
-  Element *to = static_cast<Element *>(data) + index;
+  Element* to = static_cast<Element*>(data) + index;
   alignas(16) Element raw[kElements];
 #pragma unroll
   for (int i = 0; i < kElements; ++i) {
@@ -73,7 +75,7 @@ __device__ __forceinline__ void store(void *data, int64_t index, int64_t num_ele
   if (index + kElements <= num_elements && is_aligned(to)) {
 #pragma unroll
     for (int i = 0; i < static_cast<int>(sizeof raw / 16); ++i) {
-      reinterpret_cast<uint4 *>(to)[i] = reinterpret_cast<const uint4 *>(raw)[i];
+      reinterpret_cast<uint4*>(to)[i] = reinterpret_cast<const uint4*>(raw)[i];
     }
   } else {
 #pragma unroll
@@ -83,13 +85,13 @@ __device__ __forceinline__ void store(void *data, int64_t index, int64_t num_ele
   }
 }
 
-__device__ __forceinline__ void add(Elements &x, const Elements &y) {
+__device__ __forceinline__ void add(Elements& x, const Elements& y) {
 #pragma unroll
   for (int i = 0; i < kElements; ++i) x.value[i] = x.value[i] + y.value[i];
 }
 
 // Strides 1, 2, 4 within the thread, 8 and 16 with the threads beside it: four threads hold a Hadamard block.
-__device__ __forceinline__ void hadamard(Elements &x) {
+__device__ __forceinline__ void hadamard(Elements& x) {
 #pragma unroll
   for (int stride = 1; stride < kElements; stride *= 2) {
 #pragma unroll
@@ -114,23 +116,23 @@ __device__ __forceinline__ void hadamard(Elements &x) {
 // The bytes that hold 8 codes of kBits bits.
 template <int kBits>
 struct Packed {
-  using Word = std::conditional_t<
-      kBits == 8, uint2,
-      std::conditional_t<kBits == 4, uint32_t, std::conditional_t<kBits == 2, uint16_t, uint8_t>>>;
+  using Word =
+      std::conditional_t<kBits == 8, uint2,
+                         std::conditional_t<kBits == 4, uint32_t, std::conditional_t<kBits == 2, uint16_t, uint8_t>>>;
 };
 
 template <int kBits>
-__device__ __forceinline__ Elements decode(const uint8_t *codes, float scale) {
+__device__ __forceinline__ Elements decode(const uint8_t* codes, float scale) {
   Elements x;
   if constexpr (kBits == 32) {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      reinterpret_cast<uint4 *>(x.value)[i] = __ldg(reinterpret_cast<const uint4 *>(codes) + i);
+      reinterpret_cast<uint4*>(x.value)[i] = __ldg(reinterpret_cast<const uint4*>(codes) + i);
     }
   } else {
     using Word = typename Packed<kBits>::Word;
     alignas(8) uint8_t bytes[sizeof(Word)];
-    *reinterpret_cast<Word *>(bytes) = __ldg(reinterpret_cast<const Word *>(codes));
+    *reinterpret_cast<Word*>(bytes) = __ldg(reinterpret_cast<const Word*>(codes));
 #pragma unroll
     for (int i = 0; i < kElements; ++i) x.value[i] = static_cast<float>(unpack_code(bytes, i, kBits)) * scale;
   }
@@ -138,8 +140,8 @@ __device__ __forceinline__ Elements decode(const uint8_t *codes, float scale) {
 }
 
 template <int kBits>
-__device__ __forceinline__ void encode(const Elements &x, float scale, const sdp4bit_rounding &rounding,
-                                       int64_t random_index, uint8_t *codes) {
+__device__ __forceinline__ void encode(const Elements& x, float scale, const sdp4bit_rounding& rounding,
+                                       int64_t random_index, uint8_t* codes) {
   using Word = typename Packed<kBits>::Word;
   alignas(8) uint8_t bytes[sizeof(Word)] = {};
   if (is_coded(scale)) {
@@ -155,7 +157,7 @@ __device__ __forceinline__ void encode(const Elements &x, float scale, const sdp
       bytes[i / kPerByte] |= static_cast<uint8_t>((code & ((1 << kBits) - 1)) << (kPerByte - 1 - i % kPerByte) * kBits);
     }
   }
-  *reinterpret_cast<Word *>(codes) = *reinterpret_cast<const Word *>(bytes);
+  *reinterpret_cast<Word*>(codes) = *reinterpret_cast<const Word*>(bytes);
 }
 
 }  // namespace sdp4bit

@@ -43,7 +43,7 @@ typedef struct {
 
 typedef struct {
   sdp4bit_format format;
-  const sdp4bit_segment *segments;
+  const sdp4bit_segment* segments;
   int64_t num_segments;
   int64_t max_elements; /* the largest num_elements of the table */
 } sdp4bit_layout;
@@ -58,42 +58,42 @@ typedef struct {
 } sdp4bit_rounding;
 
 typedef struct {
-  void *stream;        /* CUDA: a cudaStream_t */
+  void* stream;        /* CUDA: a cudaStream_t */
   int32_t num_threads; /* CPU: at most so many */
   int32_t isa;         /* CPU: SDP4BIT_ISA_… */
 } sdp4bit_execution;
 
 /* "cpu" or "cuda": which of the two this library is. */
-const char *sdp4bit_device(void);
-const char *sdp4bit_error_string(int error);
+const char* sdp4bit_device(void);
+const char* sdp4bit_error_string(int error);
 /* The instruction set that SDP4BIT_ISA_BEST stands for on this machine; 0 on CUDA. */
 int32_t sdp4bit_best_isa(void);
 /* Bytes of a message of num_elements, as in wire.py; -1 for an invalid format. */
-int64_t sdp4bit_message_bytes(const sdp4bit_format *format, int64_t num_elements);
+int64_t sdp4bit_message_bytes(const sdp4bit_format* format, int64_t num_elements);
 
-int sdp4bit_quantize(const void *input, int32_t input_type, uint8_t *payload, const sdp4bit_layout *layout,
-                     const sdp4bit_rounding *rounding, const sdp4bit_execution *execution);
+int sdp4bit_quantize(const void* input, int32_t input_type, uint8_t* payload, const sdp4bit_layout* layout,
+                     const sdp4bit_rounding* rounding, const sdp4bit_execution* execution);
 
 /* main (fp32) - model (any type), subtracted in fp32. */
-int sdp4bit_quantize_difference(const float *main, const void *model, int32_t model_type, uint8_t *payload,
-                                const sdp4bit_layout *layout, const sdp4bit_rounding *rounding,
-                                const sdp4bit_execution *execution);
+int sdp4bit_quantize_difference(const float* main, const void* model, int32_t model_type, uint8_t* payload,
+                                const sdp4bit_layout* layout, const sdp4bit_rounding* rounding,
+                                const sdp4bit_execution* execution);
 
-int sdp4bit_dequantize(const uint8_t *payload, void *output, int32_t output_type, const sdp4bit_layout *layout,
-                       const sdp4bit_execution *execution);
+int sdp4bit_dequantize(const uint8_t* payload, void* output, int32_t output_type, const sdp4bit_layout* layout,
+                       const sdp4bit_execution* execution);
 
-int sdp4bit_dequantize_add(const uint8_t *payload, void *output, int32_t output_type, const sdp4bit_layout *layout,
-                           const sdp4bit_execution *execution);
+int sdp4bit_dequantize_add(const uint8_t* payload, void* output, int32_t output_type, const sdp4bit_layout* layout,
+                           const sdp4bit_execution* execution);
 
 /* Sum over the sources 0 .. num_sources - 1, source r's payload starting at payloads + r * source_stride. */
-int sdp4bit_dequantize_reduce(const uint8_t *payloads, int64_t source_stride, int32_t num_sources, void *output,
-                              int32_t output_type, const sdp4bit_layout *layout, const sdp4bit_execution *execution);
+int sdp4bit_dequantize_reduce(const uint8_t* payloads, int64_t source_stride, int32_t num_sources, void* output,
+                              int32_t output_type, const sdp4bit_layout* layout, const sdp4bit_execution* execution);
 
 /* The same sum, quantized anew without leaving the transformed domain; both layouts list the same ranges. */
-int sdp4bit_dequantize_reduce_quantize(const uint8_t *payloads, int64_t source_stride, int32_t num_sources,
-                                       uint8_t *payload, const sdp4bit_layout *layout,
-                                       const sdp4bit_layout *output_layout, const sdp4bit_rounding *rounding,
-                                       const sdp4bit_execution *execution);
+int sdp4bit_dequantize_reduce_quantize(const uint8_t* payloads, int64_t source_stride, int32_t num_sources,
+                                       uint8_t* payload, const sdp4bit_layout* layout,
+                                       const sdp4bit_layout* output_layout, const sdp4bit_rounding* rounding,
+                                       const sdp4bit_execution* execution);
 
 #ifdef __cplusplus
 }

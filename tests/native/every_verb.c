@@ -11,20 +11,20 @@ enum { NUM_SOURCES = 3, NUM_SEGMENTS = 3 };
 
 static int failures = 0;
 
-static void check(int ok, const char *what) {
+static void check(int ok, const char* what) {
   if (ok) return;
   printf("failed: %s\n", what);
   ++failures;
 }
 
-static void *allocate(int64_t num_bytes) { /* 16-byte aligned on every platform that has SIMD */
-  void *memory = malloc(num_bytes > 0 ? (size_t)num_bytes : 1);
+static void* allocate(int64_t num_bytes) { /* 16-byte aligned on every platform that has SIMD */
+  void* memory = malloc(num_bytes > 0 ? (size_t)num_bytes : 1);
   if (memory == NULL) exit(2);
   memset(memory, 0x3C, num_bytes > 0 ? (size_t)num_bytes : 1);
   return memory;
 }
 
-static int64_t lay_out(sdp4bit_format format, const int64_t *sizes, sdp4bit_segment *segments) {
+static int64_t lay_out(sdp4bit_format format, const int64_t* sizes, sdp4bit_segment* segments) {
   int64_t element = 0, byte = 0;
   for (int s = 0; s < NUM_SEGMENTS; ++s) {
     const sdp4bit_segment segment = {element, sizes[s], 32 * s, byte};
@@ -35,7 +35,7 @@ static int64_t lay_out(sdp4bit_format format, const int64_t *sizes, sdp4bit_segm
   return byte;
 }
 
-static void run(sdp4bit_format format, const int64_t *sizes, int32_t type, int stochastic, int32_t isa) {
+static void run(sdp4bit_format format, const int64_t* sizes, int32_t type, int stochastic, int32_t isa) {
   sdp4bit_segment segments[NUM_SEGMENTS];
   const int64_t num_bytes = lay_out(format, sizes, segments);
   const int64_t n = sizes[0] + sizes[1] + sizes[2];
@@ -43,10 +43,10 @@ static void run(sdp4bit_format format, const int64_t *sizes, int32_t type, int s
   const sdp4bit_rounding rounding = {stochastic, 1, 2, 3, 4, 5};
   const sdp4bit_execution execution = {NULL, 3, isa};
   const int64_t width = type == SDP4BIT_FP32 ? 4 : 2;
-  float *values = allocate(4 * n);
+  float* values = allocate(4 * n);
   for (int64_t i = 0; i < n; ++i) values[i] = (float)(i % 37 - 18);
   if (n > 5) values[5] = NAN;
-  void *other = allocate(width * n);
+  void* other = allocate(width * n);
   uint8_t *payloads = allocate(NUM_SOURCES * num_bytes), *payload = allocate(num_bytes);
   check(sdp4bit_quantize(values, SDP4BIT_FP32, payload, &layout, &rounding, &execution) == 0, "quantize fp32");
   for (int r = 0; r < NUM_SOURCES; ++r) memcpy(payloads + r * num_bytes, payload, (size_t)num_bytes);
@@ -56,7 +56,8 @@ static void run(sdp4bit_format format, const int64_t *sizes, int32_t type, int s
   check(sdp4bit_quantize_difference(values, other, type, payload, &layout, &rounding, &execution) == 0, "difference");
   check(sdp4bit_dequantize_reduce(payloads, num_bytes, NUM_SOURCES, other, type, &layout, &execution) == 0, "reduce");
   check(sdp4bit_dequantize_reduce_quantize(payloads, num_bytes, NUM_SOURCES, payload, &layout, &layout, &rounding,
-                                           &execution) == 0, "dequantize_reduce_quantize");
+                                           &execution) == 0,
+        "dequantize_reduce_quantize");
   free(payload);
   free(payloads);
   free(other);

@@ -62,7 +62,9 @@ def test_stochastic_signs_times_a_mean_are_refused_because_they_are_biased() -> 
 def test_an_unknown_or_missing_instruction_set_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="'avx1024': use one of"), codec.instruction_set("avx1024"):
         pass
-    code = "import torch; from sdp4bit_patches import codec, wire as w; l = w.single_message(w.MessageFormat(4, 32), 32)\n"
+    code = (
+        "import torch; from sdp4bit_patches import codec, wire as w; l = w.single_message(w.MessageFormat(4, 32), 32)\n"
+    )
     code += "codec.quantize(torch.zeros(32), torch.zeros(32, dtype=torch.uint8), codec.prepare(l, 'cpu'))"
     environment = {"SDP4BIT_ISA": "sse9", "PYTHONPATH": str(ROOT), "PATH": ""}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)

@@ -50,7 +50,9 @@ def test_quantize_gives_the_same_bytes_for_every_format_of_adversarial_data(
     for fmt in formats(bits, hadamard):
         for rounding in roundings(fmt):
             for dtype in DTYPES:
-                check_quantize(adversarial_values(2500).to(dtype), wire.single_message(fmt, 2500), rounding, implementation)
+                check_quantize(
+                    adversarial_values(2500).to(dtype), wire.single_message(fmt, 2500), rounding, implementation
+                )
 
 
 @pytest.mark.parametrize("num_elements", SIZES)
@@ -64,7 +66,9 @@ def test_quantize_and_dequantize_give_the_same_bytes_for_every_size(num_elements
 
 
 def check_dequantize(payload: torch.Tensor, layout: Layout, dtype: torch.dtype, name: str) -> None:
-    held = adversarial_values(8192, seed=1)[: max((s.element_offset + s.num_elements for s in layout.segments), default=0)]
+    held = adversarial_values(8192, seed=1)[
+        : max((s.element_offset + s.num_elements for s in layout.segments), default=0)
+    ]
     for verb in ("dequantize", "dequantize_add"):
         expected = held.to(dtype)
         getattr(reference, verb)(payload, expected, layout)

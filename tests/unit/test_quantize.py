@@ -180,7 +180,9 @@ def test_a_nan_survives_the_two_hops() -> None:
     broken = values.clone()
     broken[200] = torch.inf
     payload = empty_payload(hop2)
-    reference.dequantize_reduce_quantize(torch.stack([quantized(values, hop1), quantized(broken, hop1)]), payload, hop1, hop2)
+    reference.dequantize_reduce_quantize(
+        torch.stack([quantized(values, hop1), quantized(broken, hop1)]), payload, hop1, hop2
+    )
     output = torch.empty(512)
     reference.dequantize_reduce(payload[None], output, hop2)
     assert output.isnan().nonzero().flatten().tolist() == list(range(128, 256))
@@ -201,7 +203,9 @@ def test_any_magnitude_comes_back_finite_and_within_a_step(bits: int, magnitude:
     for scale_dtype in ("fp32", "bf16"):
         for rounding in (None, ROUNDING):
             output = round_trip(values, MessageFormat(bits, 128, scale_dtype=scale_dtype), rounding)
-            step = max(values.abs().max().item() / (2 ** (bits - 1) - 1), 2.0**-126) * (1.01 if scale_dtype == "bf16" else 1)
+            step = max(values.abs().max().item() / (2 ** (bits - 1) - 1), 2.0**-126) * (
+                1.01 if scale_dtype == "bf16" else 1
+            )
             assert output.isfinite().all() and ((output - values).abs().double() <= step * (1 + 1e-6)).all()
 
 

@@ -29,14 +29,14 @@ struct alignas(8) uint2 {
 struct alignas(16) uint4 {
   uint32_t x, y, z, w;
 };
-using cudaStream_t = void *;
+using cudaStream_t = void*;
 enum cudaError_t { cudaSuccess = 0 };
 struct cudaLaunchConfig_t {
   dim3 gridDim, blockDim;
   std::size_t dynamicSmemBytes;
   cudaStream_t stream;
 };
-inline const char *cudaGetErrorString(cudaError_t) { return "emulated"; }
+inline const char* cudaGetErrorString(cudaError_t) { return "emulated"; }
 
 inline dim3 threadIdx, blockIdx, blockDim, gridDim;
 
@@ -52,8 +52,8 @@ struct Thread {
 };
 inline std::vector<Thread> threads(1024);
 inline ucontext_t scheduler;
-inline void (*body)(void *);
-inline void *body_argument;
+inline void (*body)(void*);
+inline void* body_argument;
 
 inline void enter() {
   body(body_argument);
@@ -70,7 +70,7 @@ inline void wait() {
 
 inline void run_block(unsigned num_threads) {
   for (unsigned t = 0; t < num_threads; ++t) {
-    Thread &thread = threads[t];
+    Thread& thread = threads[t];
     thread.finished = false;
     getcontext(&thread.context);
     thread.context.uc_stack.ss_sp = thread.stack.data();
@@ -104,7 +104,7 @@ T __shfl_xor_sync(unsigned, T value, int step) {
 }
 
 template <class T>
-T __ldg(const T *address) {
+T __ldg(const T* address) {
   return *address;
 }
 inline float fabsf(float value) { return std::fabs(value); }
@@ -118,11 +118,12 @@ T max(T a, T b) {
 }
 
 template <class... Parameters, class... Arguments>
-cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t *config, void (*kernel)(Parameters...), Arguments &&...arguments) {
+cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
+                               Arguments&&... arguments) {
   auto call = [&] { kernel(arguments...); };
   gridDim = config->gridDim;
   blockDim = config->blockDim;
-  emulation::body = [](void *argument) { (*static_cast<decltype(call) *>(argument))(); };
+  emulation::body = [](void* argument) { (*static_cast<decltype(call)*>(argument))(); };
   emulation::body_argument = &call;
   for (blockIdx.y = 0; blockIdx.y < gridDim.y; ++blockIdx.y) {
     for (blockIdx.x = 0; blockIdx.x < gridDim.x; ++blockIdx.x) emulation::run_block(blockDim.x);
