@@ -52,9 +52,10 @@ def native_modules() -> list[Extension]:
         print("C++ compiler not found: native codec not built, the slow reference will run instead")
         return []
     macros = [("SDP4BIT_MODULE", "_cpu")]
-    depends = glob("csrc/**/*.h", recursive=True) + glob("csrc/**/*.inc", recursive=True)
-    cpu = Extension("sdp4bit_patches._cpu", ["csrc/bindings.cpp", *sorted(glob("csrc/cpu/*.cc"))], INCLUDES, macros,
-                    extra_compile_args=CPU_FLAGS, extra_link_args=["-pthread"], depends=depends, language="c++")  # fmt: skip
+    depends = [path for suffix in ("h", "inc", "cuh") for path in glob(f"csrc/**/*.{suffix}", recursive=True)]
+    sources = ["csrc/bindings.cpp", *sorted(glob("csrc/cpu/*.cc"))]
+    options = {"extra_compile_args": CPU_FLAGS, "extra_link_args": ["-pthread"], "language": "c++"}
+    cpu = Extension("sdp4bit_patches._cpu", sources, INCLUDES, macros, depends=depends, **options)
     wish = os.environ.get("SDP4BIT_CUDA", "auto")
     if wish not in ("0", "1", "auto"):
         raise SystemExit(f"SDP4BIT_CUDA={wish}: use 0 (leave out), 1 (insist) or auto (where nvcc is found)")
@@ -63,10 +64,8 @@ def native_modules() -> list[Extension]:
     if wish == "0" or not nvcc():
         print(f"CUDA kernels not built: {'SDP4BIT_CUDA=0' if wish == '0' else 'nvcc not found'}")
         return [cpu]
-    return [
-        cpu,
-        Extension("sdp4bit_patches._cuda", ["csrc/bindings.cpp", *sorted(glob("csrc/cuda/*.cu"))], depends=depends),
-    ]
+    sources = ["csrc/bindings.cpp", *sorted(glob("csrc/cuda/*.cu"))]
+    return [cpu, Extension("sdp4bit_patches._cuda", sources, depends=depends)]
 
 
 setup(ext_modules=native_modules(), cmdclass={"build_ext": BuildNative}, options={"build_ext": {"parallel": 2}})
