@@ -217,7 +217,7 @@ def cpu_rows(quick: bool, mebibytes: int, num_threads: int) -> list[dict[str, ob
     kernels = [kernel for isa in reversed(isas) for kernel in codec_kernels(gated, isa, 1)]
     rows = measure(kernels, a, 9 if quick else 21, 4 * a.n)
     slow = peers(a) if quick else [*codec_kernels(table, "scalar", 1), *peers(a)]
-    rows += measure(slow, a, 3 if quick else 9, 4 * a.n)
+    rows += measure(slow, a, 4 if quick else 9, 4 * a.n)
     if num_threads > 1 and not quick:
         rows += measure(codec_kernels(table, best, num_threads), a, 9, 4 * a.n)
     return rows
