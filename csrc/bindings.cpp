@@ -1,0 +1,101 @@
+// The Python face of sdp4bit.h, compiled once into _cpu and once into _cuda: tensors come as addresses.
+#include <pybind11/pybind11.h>
+
+#include <stdexcept>
+#include <string>
+
+#include "sdp4bit.h"
+
+namespace py = pybind11;
+using Address = std::uintptr_t;
+using WithoutGil = py::call_guard<py::gil_scoped_release>;
+
+namespace {
+
+template <class T>
+T* pointer(Address address) {
+  return reinterpret_cast<T*>(address);
+}
+
+void check(const char* verb, int error) {
+  if (error == SDP4BIT_OK) return;
+  throw std::runtime_error(std::string("sdp4bit ") + verb + " (" + sdp4bit_device() +
+                           "): " + sdp4bit_error_string(error));
+}
+
+sdp4bit_layout make_layout(int32_t bits, int32_t group_size, int32_t hadamard, int32_t scale_type,
+                           int32_t one_bit_scale, Address segments, int64_t num_segments, int64_t max_elements) {
+  return {{bits, group_size, hadamard, scale_type, one_bit_scale},
+          pointer<const sdp4bit_segment>(segments),
+          num_segments,
+          max_elements};
+}
+
+sdp4bit_rounding make_rounding(uint64_t seed, uint32_t step, uint32_t bucket, uint32_t hop, uint32_t source) {
+  return {1, step, seed, bucket, source, hop};
+}
+
+sdp4bit_execution make_execution(Address stream, int32_t num_threads, int32_t isa) {
+  return {pointer<void>(stream), num_threads, isa};
+}
+
+void quantize(Address input, int32_t type, Address payload, const sdp4bit_layout& layout,
+              const sdp4bit_rounding& rounding, const sdp4bit_execution& execution) {
+  check("quantize",
+        sdp4bit_quantize(pointer<const void>(input), type, pointer<uint8_t>(payload), &layout, &rounding, &execution));
+}
+
+void quantize_difference(Address main, Address model, int32_t type, Address payload, const sdp4bit_layout& layout,
+                         const sdp4bit_rounding& rounding, const sdp4bit_execution& execution) {
+  check("quantize_difference", sdp4bit_quantize_difference(pointer<const float>(main), pointer<const void>(model), type,
+                                                           pointer<uint8_t>(payload), &layout, &rounding, &execution));
+}
+
+void dequantize(Address payload, Address output, int32_t type, const sdp4bit_layout& layout,
+                const sdp4bit_execution& execution) {
+  check("dequantize",
+        sdp4bit_dequantize(pointer<const uint8_t>(payload), pointer<void>(output), type, &layout, &execution));
+}
+
+void dequantize_add(Address payload, Address output, int32_t type, const sdp4bit_layout& layout,
+                    const sdp4bit_execution& execution) {
+  check("dequantize_add",
+        sdp4bit_dequantize_add(pointer<const uint8_t>(payload), pointer<void>(output), type, &layout, &execution));
+}
+
+void dequantize_reduce(Address payloads, int64_t stride, int32_t num_sources, Address output, int32_t type,
+                       const sdp4bit_layout& layout, const sdp4bit_execution& execution) {
+  check("dequantize_reduce", sdp4bit_dequantize_reduce(pointer<const uint8_t>(payloads), stride, num_sources,
+                                                       pointer<void>(output), type, &layout, &execution));
+}
+
+void dequantize_reduce_quantize(Address payloads, int64_t stride, int32_t num_sources, Address payload,
+                                const sdp4bit_layout& layout, const sdp4bit_layout& output_layout,
+                                const sdp4bit_rounding& rounding, const sdp4bit_execution& execution) {
+  check("dequantize_reduce_quantize",
+        sdp4bit_dequantize_reduce_quantize(pointer<const uint8_t>(payloads), stride, num_sources,
+                                           pointer<uint8_t>(payload), &layout, &output_layout, &rounding, &execution));
+}
+
+}  // namespace
+
+PYBIND11_MODULE(SDP4BIT_MODULE, module) {
+  // Local types: _cpu and _cuda are loaded side by side and define the same ones.
+  py::class_<sdp4bit_layout>(module, "Layout", py::module_local())
+      .def(py::init(&make_layout))
+      .def("message_bytes", [](const sdp4bit_layout& layout, int64_t num_elements) {
+        return sdp4bit_message_bytes(&layout.format, num_elements);
+      });
+  py::class_<sdp4bit_rounding>(module, "Rounding", py::module_local())
+      .def(py::init([] { return sdp4bit_rounding{}; }))
+      .def(py::init(&make_rounding));
+  py::class_<sdp4bit_execution>(module, "Execution", py::module_local()).def(py::init(&make_execution));
+  module.def("device", &sdp4bit_device);
+  module.def("best_isa", &sdp4bit_best_isa);
+  module.def("quantize", &quantize, WithoutGil());
+  module.def("quantize_difference", &quantize_difference, WithoutGil());
+  module.def("dequantize", &dequantize, WithoutGil());
+  module.def("dequantize_add", &dequantize_add, WithoutGil());
+  module.def("dequantize_reduce", &dequantize_reduce, WithoutGil());
+  module.def("dequantize_reduce_quantize", &dequantize_reduce_quantize, WithoutGil());
+}

@@ -1,0 +1,54 @@
+// What the verbs ask for, and the functions of one instruction set that do it for a range of groups.
+#pragma once
+
+#include "arithmetic.h"
+#include "philox.h"
+#include "wire.h"
+
+namespace sdp4bit {
+
+// Where a quantizer's values come from.
+enum class Source { kTensor, kDifference, kReduction };
+
+struct Reduction {
+  const uint8_t* payloads;
+  int64_t source_stride;
+  int32_t num_sources;
+  const sdp4bit_layout* layout;
+};
+
+struct QuantizeJob {
+  Source source;
+  const void* input;  // kTensor: of input_type; kDifference: fp32 main
+  int32_t input_type;
+  const void* model;  // kDifference: of model_type
+  int32_t model_type;
+  Reduction reduction;  // kReduction
+  uint8_t* payload;
+  const sdp4bit_layout* layout;
+  const sdp4bit_rounding* rounding;
+};
+
+struct DequantizeJob {
+  Reduction reduction;
+  void* output;
+  int32_t output_type;
+  bool add;  // to what output holds
+};
+
+// Handle groups [begin, end) of segment `segment`.
+struct Kernels {
+  void (*quantize)(const QuantizeJob& job, int64_t segment, int64_t begin, int64_t end);
+  void (*dequantize)(const DequantizeJob& job, int64_t segment, int64_t begin, int64_t end);
+};
+
+extern const Kernels kScalarKernels, kAvx2Kernels, kAvx512Kernels;
+
+// The kernels that `isa` names, null where this machine does not have them.
+const Kernels* kernels_for(int32_t isa);
+
+// Check, split over the threads, run. Return an error code of sdp4bit.h.
+int run(const QuantizeJob& job, const sdp4bit_execution& execution);
+int run(const DequantizeJob& job, const sdp4bit_execution& execution);
+
+}  // namespace sdp4bit

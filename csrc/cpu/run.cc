@@ -1,0 +1,132 @@
+// Checks a job, picks the instruction set, and splits the groups of all segments over threads.
+#include <algorithm>
+#include <system_error>
+#include <thread>
+#include <vector>
+
+#include "jobs.h"
+
+namespace sdp4bit {
+namespace {
+
+constexpr int64_t kMinElementsPerThread = 1 << 16;  // below this, starting a thread costs more than it saves
+constexpr int kMaxThreads = 64;
+
+bool is_type(int32_t type) { return type >= SDP4BIT_FP32 && type <= SDP4BIT_FP16; }
+
+bool is_aligned(const void* address) { return reinterpret_cast<uintptr_t>(address) % kAlignment == 0; }
+
+bool has_sources(const Reduction& reduction) {
+  const bool strides = reduction.source_stride % kAlignment == 0 && reduction.num_sources >= 1;
+  return strides && is_aligned(reduction.payloads);
+}
+
+int check(const QuantizeJob& job) {
+  const bool reduces = job.source == Source::kReduction;
+  if (!is_valid(job.layout->format) || (reduces && !is_valid(job.reduction.layout->format))) {
+    return SDP4BIT_INVALID_FORMAT;
+  }
+  const bool types = is_type(job.input_type) && is_type(job.model_type);
+  const bool sources =
+      !reduces || (has_sources(job.reduction) && job.reduction.layout->num_segments == job.layout->num_segments);
+  const bool unbiased = !job.rounding->stochastic || !uses_mean(job.layout->format);
+  return types && sources && unbiased && is_aligned(job.payload) ? SDP4BIT_OK : SDP4BIT_INVALID_ARGUMENT;
+}
+
+int check(const DequantizeJob& job) {
+  if (!is_valid(job.reduction.layout->format)) return SDP4BIT_INVALID_FORMAT;
+  return is_type(job.output_type) && has_sources(job.reduction) ? SDP4BIT_OK : SDP4BIT_INVALID_ARGUMENT;
+}
+
+// Call work(segment, begin, end) for every group that lies in [first, last) of the groups of all segments.
+template <class Work>
+void run_groups(const sdp4bit_layout& layout, int64_t first, int64_t last, const Work& work) {
+  int64_t base = 0;
+  for (int64_t segment = 0; segment < layout.num_segments && base < last; ++segment) {
+    const int64_t groups = num_groups(layout.format, layout.segments[segment].num_elements);
+    const int64_t begin = std::max<int64_t>(first - base, 0), end = std::min(last - base, groups);
+    if (begin < end) work(segment, begin, end);
+    base += groups;
+  }
+}
+
+template <class Work>
+void run_threads(const sdp4bit_layout& layout, int num_threads, const Work& work) {
+  int64_t total = 0;
+  for (int64_t s = 0; s < layout.num_segments; ++s) total += num_groups(layout.format, layout.segments[s].num_elements);
+  const int64_t useful = total * layout.format.group_size / kMinElementsPerThread;
+  const int64_t threads = std::max<int64_t>(1, std::min<int64_t>({num_threads, useful, kMaxThreads}));
+  const auto part = [&](int64_t index) {
+    run_groups(layout, total * index / threads, total * (index + 1) / threads, work);
+  };
+  std::thread helpers[kMaxThreads];
+  int64_t started = 1;
+  try {
+    for (; started < threads; ++started) helpers[started] = std::thread(part, started);
+  } catch (const std::system_error&) {
+    // The system has no more threads: this one does what is left, with the same result.
+  }
+  for (int64_t index = started; index < threads; ++index) part(index);
+  part(0);
+  for (int64_t index = 1; index < started; ++index) helpers[index].join();
+}
+
+}  // namespace
+
+const Kernels* kernels_for(int32_t isa) {
+  if (isa == SDP4BIT_ISA_SCALAR) return &kScalarKernels;
+#ifdef __x86_64__
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  if (isa == SDP4BIT_ISA_AVX2) return avx2 ? &kAvx2Kernels : nullptr;
+  if (isa == SDP4BIT_ISA_AVX512) return avx512 && avx2 ? &kAvx512Kernels : nullptr;
+#endif
+  return isa == SDP4BIT_ISA_BEST ? kernels_for(sdp4bit_best_isa()) : nullptr;
+}
+
+int run(const QuantizeJob& job, const sdp4bit_execution& execution) {
+  const Kernels* kernels = kernels_for(execution.isa);
+  if (kernels == nullptr) return SDP4BIT_UNSUPPORTED_ISA;
+  if (const int error = check(job)) return error;
+  run_threads(*job.layout, execution.num_threads,
+              [&](int64_t segment, int64_t begin, int64_t end) { kernels->quantize(job, segment, begin, end); });
+  return SDP4BIT_OK;
+}
+
+int run(const DequantizeJob& job, const sdp4bit_execution& execution) {
+  const Kernels* kernels = kernels_for(execution.isa);
+  if (kernels == nullptr) return SDP4BIT_UNSUPPORTED_ISA;
+  if (const int error = check(job)) return error;
+  run_threads(*job.reduction.layout, execution.num_threads,
+              [&](int64_t segment, int64_t begin, int64_t end) { kernels->dequantize(job, segment, begin, end); });
+  return SDP4BIT_OK;
+}
+
+}  // namespace sdp4bit
+
+const char* sdp4bit_device(void) { return "cpu"; }
+
+int32_t sdp4bit_best_isa(void) {
+  if (sdp4bit::kernels_for(SDP4BIT_ISA_AVX512) != nullptr) return SDP4BIT_ISA_AVX512;
+  return sdp4bit::kernels_for(SDP4BIT_ISA_AVX2) != nullptr ? SDP4BIT_ISA_AVX2 : SDP4BIT_ISA_SCALAR;
+}
+
+const char* sdp4bit_error_string(int error) {
+  switch (error) {
+    case SDP4BIT_OK:
+      return "no error";
+    case SDP4BIT_INVALID_FORMAT:
+      return "invalid message format";
+    case SDP4BIT_INVALID_ARGUMENT:
+      return "invalid argument (type, alignment to 16 bytes, number of sources or rounding)";
+    case SDP4BIT_UNSUPPORTED_ISA:
+      return "this processor lacks the instruction set asked for";
+    default:
+      return "unknown error";
+  }
+}
+
+int64_t sdp4bit_message_bytes(const sdp4bit_format* format, int64_t num_elements) {
+  return sdp4bit::is_valid(*format) && num_elements >= 0 ? sdp4bit::message_bytes(*format, num_elements) : -1;
+}

@@ -1,0 +1,101 @@
+/* The codec's interface, C99: cpu/ and cuda/ each define every function.
+ *
+ * A layout is a table of segments: elements [element_offset, element_offset + num_elements) of a tensor belong to the
+ * message that starts message_offset bytes into the payload; random_offset is the first element's index in the stream
+ * of random numbers, a multiple of 32. Payloads and messages start on 16 bytes. Nothing here allocates or synchronizes.
+ * On CUDA every pointer, the segment table's too, is device memory, and work is queued on execution->stream.
+ * Functions return 0 or a code for sdp4bit_error_string.
+ */
+#ifndef SDP4BIT_H
+#define SDP4BIT_H
+
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum { SDP4BIT_FP32 = 0, SDP4BIT_BF16 = 1, SDP4BIT_FP16 = 2 };
+enum { SDP4BIT_MEAN = 0, SDP4BIT_ABSMAX = 1 };
+enum { SDP4BIT_ISA_BEST = 0, SDP4BIT_ISA_SCALAR = 1, SDP4BIT_ISA_AVX2 = 2, SDP4BIT_ISA_AVX512 = 3 };
+enum {
+  SDP4BIT_OK = 0,
+  SDP4BIT_INVALID_FORMAT = 1,
+  SDP4BIT_INVALID_ARGUMENT = 2,
+  SDP4BIT_UNSUPPORTED_ISA = 3,
+  SDP4BIT_CUDA_ERROR = 1000 /* plus the cudaError_t */
+};
+
+typedef struct {
+  int32_t bits;          /* 1, 2, 4, 8 or 32 */
+  int32_t group_size;    /* elements a scale, a multiple of 32 from 32 to 8192 */
+  int32_t hadamard;      /* 0 or 32 */
+  int32_t scale_type;    /* SDP4BIT_FP32 or SDP4BIT_BF16 */
+  int32_t one_bit_scale; /* SDP4BIT_MEAN or SDP4BIT_ABSMAX */
+} sdp4bit_format;
+
+typedef struct {
+  int64_t element_offset;
+  int64_t num_elements;
+  int64_t random_offset;
+  int64_t message_offset;
+} sdp4bit_segment;
+
+typedef struct {
+  sdp4bit_format format;
+  const sdp4bit_segment* segments;
+  int64_t num_segments;
+  int64_t max_elements; /* the largest num_elements of the table */
+} sdp4bit_layout;
+
+typedef struct {
+  int32_t stochastic; /* 0: to nearest, and the names below are not read */
+  uint32_t step;
+  uint64_t seed;
+  uint32_t bucket; /* 24 bits */
+  uint32_t source; /* 24 bits */
+  uint32_t hop;    /* 8 bits */
+} sdp4bit_rounding;
+
+typedef struct {
+  void* stream;        /* CUDA: a cudaStream_t */
+  int32_t num_threads; /* CPU: at most so many */
+  int32_t isa;         /* CPU: SDP4BIT_ISA_… */
+} sdp4bit_execution;
+
+/* "cpu" or "cuda": which of the two this library is. */
+const char* sdp4bit_device(void);
+const char* sdp4bit_error_string(int error);
+/* The instruction set that SDP4BIT_ISA_BEST stands for on this machine; 0 on CUDA. */
+int32_t sdp4bit_best_isa(void);
+/* Bytes of a message of num_elements, as in wire.py; -1 for an invalid format. */
+int64_t sdp4bit_message_bytes(const sdp4bit_format* format, int64_t num_elements);
+
+int sdp4bit_quantize(const void* input, int32_t input_type, uint8_t* payload, const sdp4bit_layout* layout,
+                     const sdp4bit_rounding* rounding, const sdp4bit_execution* execution);
+
+/* main (fp32) - model (any type), subtracted in fp32. */
+int sdp4bit_quantize_difference(const float* main, const void* model, int32_t model_type, uint8_t* payload,
+                                const sdp4bit_layout* layout, const sdp4bit_rounding* rounding,
+                                const sdp4bit_execution* execution);
+
+int sdp4bit_dequantize(const uint8_t* payload, void* output, int32_t output_type, const sdp4bit_layout* layout,
+                       const sdp4bit_execution* execution);
+
+int sdp4bit_dequantize_add(const uint8_t* payload, void* output, int32_t output_type, const sdp4bit_layout* layout,
+                           const sdp4bit_execution* execution);
+
+/* Sum over the sources 0 .. num_sources - 1, source r's payload starting at payloads + r * source_stride. */
+int sdp4bit_dequantize_reduce(const uint8_t* payloads, int64_t source_stride, int32_t num_sources, void* output,
+                              int32_t output_type, const sdp4bit_layout* layout, const sdp4bit_execution* execution);
+
+/* The same sum, quantized anew without leaving the transformed domain; both layouts list the same ranges. */
+int sdp4bit_dequantize_reduce_quantize(const uint8_t* payloads, int64_t source_stride, int32_t num_sources,
+                                       uint8_t* payload, const sdp4bit_layout* layout,
+                                       const sdp4bit_layout* output_layout, const sdp4bit_rounding* rounding,
+                                       const sdp4bit_execution* execution);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,97 @@
+/* Calls every verb with every format, instruction set and type on buffers of exactly the needed size, in C99.
+ * Built with the sanitizers, it finds what reads or writes beside them, what is undefined, and what leaks. */
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "sdp4bit.h"
+
+enum { NUM_SOURCES = 3, NUM_SEGMENTS = 3 };
+
+static int failures = 0;
+
+static void check(int ok, const char* what) {
+  if (ok) return;
+  printf("failed: %s\n", what);
+  ++failures;
+}
+
+static void* allocate(int64_t num_bytes) { /* 16-byte aligned on every platform that has SIMD */
+  void* memory = malloc(num_bytes > 0 ? (size_t)num_bytes : 1);
+  if (memory == NULL) exit(2);
+  memset(memory, 0x3C, num_bytes > 0 ? (size_t)num_bytes : 1);
+  return memory;
+}
+
+static int64_t lay_out(sdp4bit_format format, const int64_t* sizes, sdp4bit_segment* segments) {
+  int64_t element = 0, byte = 0;
+  for (int s = 0; s < NUM_SEGMENTS; ++s) {
+    const sdp4bit_segment segment = {element, sizes[s], 32 * s, byte};
+    segments[s] = segment;
+    element += sizes[s];
+    byte += sdp4bit_message_bytes(&format, sizes[s]);
+  }
+  return byte;
+}
+
+static void run(sdp4bit_format format, const int64_t* sizes, int32_t type, int stochastic, int32_t isa) {
+  sdp4bit_segment segments[NUM_SEGMENTS];
+  const int64_t num_bytes = lay_out(format, sizes, segments);
+  const int64_t n = sizes[0] + sizes[1] + sizes[2];
+  const sdp4bit_layout layout = {format, segments, NUM_SEGMENTS, n};
+  const sdp4bit_rounding rounding = {stochastic, 1, 2, 3, 4, 5};
+  const sdp4bit_execution execution = {NULL, 3, isa};
+  const int64_t width = type == SDP4BIT_FP32 ? 4 : 2;
+  float* values = allocate(4 * n);
+  for (int64_t i = 0; i < n; ++i) values[i] = (float)(i % 37 - 18);
+  if (n > 5) values[5] = NAN;
+  void* other = allocate(width * n);
+  uint8_t *payloads = allocate(NUM_SOURCES * num_bytes), *payload = allocate(num_bytes);
+  check(sdp4bit_quantize(values, SDP4BIT_FP32, payload, &layout, &rounding, &execution) == 0, "quantize fp32");
+  for (int r = 0; r < NUM_SOURCES; ++r) memcpy(payloads + r * num_bytes, payload, (size_t)num_bytes);
+  check(sdp4bit_dequantize(payload, other, type, &layout, &execution) == 0, "dequantize");
+  check(sdp4bit_dequantize_add(payload, other, type, &layout, &execution) == 0, "dequantize_add");
+  check(sdp4bit_quantize(other, type, payload, &layout, &rounding, &execution) == 0, "quantize");
+  check(sdp4bit_quantize_difference(values, other, type, payload, &layout, &rounding, &execution) == 0, "difference");
+  check(sdp4bit_dequantize_reduce(payloads, num_bytes, NUM_SOURCES, other, type, &layout, &execution) == 0, "reduce");
+  check(sdp4bit_dequantize_reduce_quantize(payloads, num_bytes, NUM_SOURCES, payload, &layout, &layout, &rounding,
+                                           &execution) == 0,
+        "dequantize_reduce_quantize");
+  free(payload);
+  free(payloads);
+  free(other);
+  free(values);
+}
+
+static void refuse_nonsense(void) {
+  sdp4bit_format format = {3, 128, 0, SDP4BIT_FP32, SDP4BIT_MEAN};
+  sdp4bit_layout layout = {format, NULL, 0, 0};
+  const sdp4bit_rounding rounding = {0, 0, 0, 0, 0, 0};
+  const sdp4bit_execution execution = {NULL, 1, 0}, unknown_isa = {NULL, 1, 9};
+  check(sdp4bit_quantize(NULL, 0, NULL, &layout, &rounding, &execution) == SDP4BIT_INVALID_FORMAT, "bits=3");
+  check(sdp4bit_message_bytes(&format, 1) == -1, "bytes of bits=3");
+  layout.format.bits = 4;
+  check(sdp4bit_quantize(NULL, 7, NULL, &layout, &rounding, &execution) == SDP4BIT_INVALID_ARGUMENT, "type 7");
+  check(sdp4bit_quantize(NULL, 0, NULL, &layout, &rounding, &unknown_isa) == SDP4BIT_UNSUPPORTED_ISA, "isa 9");
+  check(strlen(sdp4bit_error_string(SDP4BIT_INVALID_FORMAT)) > 0, "a sentence");
+}
+
+int main(void) {
+  const int32_t bits[] = {1, 2, 4, 8, 32}, group_sizes[] = {32, 96, 128, 1056, 8192};
+  const int64_t sizes[][NUM_SEGMENTS] = {{0, 0, 0}, {1, 0, 33}, {131, 64, 2050}, {70001, 1, 140000}};
+  for (int32_t isa = SDP4BIT_ISA_SCALAR; isa <= sdp4bit_best_isa(); ++isa) {
+    for (int i = 0; i < 5 * 5 * 4; ++i) {
+      const int32_t group_size = group_sizes[i / 5 % 5];
+      const int large = i / 25 == 3;
+      if (large && group_size != 96) continue; /* several threads, once */
+      for (int variant = 0; variant < (large ? 2 : 12); ++variant) {
+        const sdp4bit_format format = {bits[i % 5], group_size, variant % 2 * 32, variant % 3 == 1, SDP4BIT_ABSMAX};
+        run(format, sizes[i / 25], variant % 3, variant / 2 % 2, isa);
+      }
+    }
+  }
+  refuse_nonsense();
+  printf("%d failures\n", failures);
+  return failures != 0;
+}
