@@ -119,6 +119,14 @@ def _clear_progress() -> None:
         print("\r\033[K", end="")
 
 
+def native_report() -> str:
+    """What of the native codec was built; setup.py says why something was not, which pip keeps to itself."""
+    names = {"_cpu": "C++ kernels", "_cuda": "CUDA kernels"}
+    built = [bool(list((ROOT / "sdp4bit_patches").glob(f"{module}.*.so"))) for module in names]
+    words = [f"{text} {'built' if found else 'not built'}" for text, found in zip(names.values(), built, strict=True)]
+    return f"setup: native codec: {', '.join(words)}"
+
+
 def set_up() -> None:
     """Make or complete .venv.
 
@@ -137,6 +145,7 @@ def set_up() -> None:
     pip_install(pinned("torch"), pinned("torch"))
     pip_install("build tools", *BUILD_TOOLS)
     pip_install("this package and its dependencies", "--no-build-isolation", "-e", ".[dev]")
+    print(native_report())
     partial = STAMP.with_suffix(".partial")
     partial.write_text(wanted)
     partial.replace(STAMP)
