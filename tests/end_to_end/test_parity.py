@@ -27,6 +27,8 @@ LAYOUTS = {
     "CP2xDP2": f"{CP} 2",
     "TP2xPP2": f"{TP} 2 {PP} 2",
     "CP2xPP2": f"{CP} 2 {PP} 2",
+    "DP4, all recomputed": "--recompute-granularity full",
+    "TP2xDP2, attention recomputed": f"{TP} 2 --recompute-activations",
 }
 
 
