@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from pathlib import Path
 
 import pytest
+from parallel_launch import parallel_launch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from training_run import TINY, run_training
+from training_run import TINY, read_metrics, run_training, train
 
 WATCHED = [
     *TINY,
@@ -18,9 +20,17 @@ WATCHED = [
 ]
 
 
-def test_log_line_metrics_and_tensorboard_tell_the_same(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    lines = run_training(2, [*WATCHED, "--tensorboard-dir", str(tmp_path / "tensorboard")], tmp_path)
-    text = capfd.readouterr().out
+def _train_with_log(argv: list[str], log: str) -> None:
+    """Train with standard output in a file; the process ends afterwards, so nothing is put back."""
+    os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 1)
+    train(argv)
+
+
+def test_log_line_metrics_and_tensorboard_tell_the_same(tmp_path: Path) -> None:
+    metrics, log = tmp_path / "metrics.jsonl", tmp_path / "log.txt"
+    flags = [*WATCHED, "--tensorboard-dir", str(tmp_path / "tensorboard"), "--metrics-file", str(metrics)]
+    parallel_launch(2, _train_with_log, flags, str(log))
+    lines, text = read_metrics(metrics), log.read_text()
 
     assert [line["iteration"] for line in lines] == [1, 2, 3, 4]
     assert ["validation_loss" in line for line in lines] == [False, True, False, True]
