@@ -2,8 +2,8 @@
 
 Every verb works on any device, slowly. Tensors are 1-D and contiguous; a payload is uint8 and laid out by `wire`.
 For a group x with absmax m and Q = max(1, 2**(bits-1) - 1):  scale = max(m / Q, 2**-126),  y = x * (1 / scale),
-code = round(y) to nearest even, or stochastically floor((round(y * 256) + r) / 256) with a random byte r, so that P(up)
-is the fraction of y rounded to a multiple of 1/256;  x is restored as code * scale. A value on the grid stays exact; the
+code = round(y) to nearest even, or stochastically floor((round(y * 256) + r) / 256) with a random byte r: P(up)
+is the fraction of y rounded to a multiple of 1/256;  x is restored as code * scale. A value on the grid stays; the
 bias of any other is at most 2**-9 of the distance between two levels, opposite for y and -y, and zero on average over
 the fraction. At 1 bit, plus has the probability round(y * 128 + 128) / 256 (the levels are 2 * scale apart).
 All of it in fp32, each operation rounded once, none fused. A group of zeros has scale 0, one with a NaN or an
@@ -42,7 +42,7 @@ def _multiply(constant: int, words: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def random_bytes(rounding: StochasticRounding, offset: int, num_elements: int, device: torch.device) -> Tensor:
-    """int64[num_elements] in [0, 256): element e takes the (e mod 16)-th byte, lowest first, of Philox block e div 16."""
+    """int64[num_elements] in [0, 256): element e takes byte e mod 16, lowest first, of Philox block e div 16."""
     assert offset % 16 == 0, "random offsets are multiples of a group"
     block = torch.arange(offset // 16, (offset + num_elements + 15) // 16, dtype=torch.int64, device=device)
     names = (rounding.source << 8 | block >> 32, torch.full_like(block, rounding.step))
