@@ -2,8 +2,10 @@
 
 Every verb works on any device, slowly. Tensors are 1-D and contiguous; a payload is uint8 and laid out by `wire`.
 For a group x with absmax m and Q = max(1, 2**(bits-1) - 1):  scale = max(m / Q, 2**-126),  y = x * (1 / scale),
-code = round(y) to nearest even, or (round(y * 2**f) + (r >> bits)) >> f with f = 16 - bits and r uniform in 16 bits,
-which fits in 16 bits;  x is restored as code * scale.
+code = round(y) to nearest even, or stochastically floor((round(y * 256) + r) / 256) with a random byte r: P(up)
+is the fraction of y rounded to a multiple of 1/256;  x is restored as code * scale. A value on the grid stays; the
+bias of any other is at most 2**-9 of the distance between two levels, opposite for y and -y, and zero on average over
+the fraction. At 1 bit, plus has the probability round(y * 128 + 128) / 256 (the levels are 2 * scale apart).
 All of it in fp32, each operation rounded once, none fused. A group of zeros has scale 0, one with a NaN or an
 infinity has scale NaN; the codes of both are 0. Formulas: SDP4Bit, arXiv 2410.15526.
 """
@@ -39,14 +41,14 @@ def _multiply(constant: int, words: Tensor) -> tuple[Tensor, Tensor]:
     return (upper + (lower >> 16)) >> 16, (((upper & 0xFFFF) << 16) + lower) & MASK32
 
 
-def random_16_bits(rounding: StochasticRounding, offset: int, num_elements: int, device: torch.device) -> Tensor:
-    """int64[num_elements] in [0, 65536): element e takes the (e mod 8)-th half word of Philox block e div 8."""
-    assert offset % 8 == 0, "random offsets are multiples of a group"
-    block = torch.arange(offset // 8, (offset + num_elements + 7) // 8, dtype=torch.int64, device=device)
+def random_bytes(rounding: StochasticRounding, offset: int, num_elements: int, device: torch.device) -> Tensor:
+    """int64[num_elements] in [0, 256): element e takes byte e mod 16, lowest first, of Philox block e div 16."""
+    assert offset % 16 == 0, "random offsets are multiples of a group"
+    block = torch.arange(offset // 16, (offset + num_elements + 15) // 16, dtype=torch.int64, device=device)
     names = (rounding.source << 8 | block >> 32, torch.full_like(block, rounding.step))
     counter = [block & MASK32, *names, torch.full_like(block, rounding.bucket << 8 | rounding.hop)]
     words = torch.stack(philox(counter, (rounding.seed & MASK32, rounding.seed >> 32)), dim=1)
-    return torch.stack([words & 0xFFFF, words >> 16], dim=2).reshape(-1)[:num_elements]
+    return torch.stack([words >> shift & 0xFF for shift in (0, 8, 16, 24)], dim=2).reshape(-1)[:num_elements]
 
 
 def hadamard_transform(values: Tensor, size: int) -> Tensor:
@@ -95,17 +97,17 @@ def group_scales(groups: Tensor, num_valid: int, message_format: MessageFormat) 
 
 
 def group_codes(groups: Tensor, scales: Tensor, bits: int, noise: Tensor | None) -> Tensor:
-    """int32[num_groups, group_size]: signed codes in [-Q, Q]; at 1 bit, 1 stands for minus."""
+    """int32[num_groups, group_size]: signed codes in [-Q, Q]; at 1 bit, 1 stands for minus. `noise`: random bytes."""
     coded = (scales > 0)[:, None]
     values = groups * (1.0 / scales)[:, None] if bits > 1 or noise is not None else groups
     values = torch.where(coded, values, 0.0)
     if bits == 1:
-        up = values >= 0 if noise is None else (torch.round(values * 32768).int() + 32768 + noise) >> 16 > 0
+        up = values >= 0 if noise is None else torch.round(values * 128).int() + 128 + noise >= 256
         return (~up & coded).int()
-    largest, fraction = 2 ** (bits - 1) - 1, 16 - bits
-    if noise is None:
-        return torch.round(values).int().clamp(-largest, largest)
-    return ((torch.round(values * 2**fraction).int() + (noise >> bits)) >> fraction).clamp(-largest, largest)
+    if noise is not None:
+        return (torch.round(values * 256).int() + noise) >> 8
+    largest = 2 ** (bits - 1) - 1
+    return torch.round(values).int().clamp(-largest, largest)
 
 
 def pack_codes(codes: Tensor, bits: int) -> Tensor:
@@ -133,7 +135,7 @@ def _encode(values: Tensor, segment: Segment, payload: Tensor, fmt: MessageForma
         return
     noise = None
     if rounding is not None:
-        noise = random_16_bits(rounding, segment.random_offset, groups.numel(), values.device).int().view_as(groups)
+        noise = random_bytes(rounding, segment.random_offset, groups.numel(), values.device).int().view_as(groups)
     scales = group_scales(groups, num_valid, fmt)
     message[: fmt.codes_bytes(segment.num_elements)] = pack_codes(
         group_codes(groups, scales, fmt.bits, noise), fmt.bits

@@ -90,12 +90,12 @@ SDP4BIT_HOST_DEVICE int code_to_nearest(float value, float inverse_scale, int bi
   return clamp_code(static_cast<int>(rintf(value * inverse_scale)), largest_code(bits));
 }
 
-SDP4BIT_HOST_DEVICE int code_stochastic(float value, float inverse_scale, int bits, uint32_t random) {
+// |scaled| passes the largest code by less than 2^-9, so that there is nothing to clamp and all fits in 16 bits.
+SDP4BIT_HOST_DEVICE int code_stochastic(float value, float inverse_scale, int bits, uint32_t random_byte) {
   const float scaled = value * inverse_scale;
-  if (bits == 1) return (static_cast<int>(rintf(scaled * 32768.0f)) + 32768 + static_cast<int>(random)) >> 16 < 1;
-  const int fraction = 16 - bits;  // fixed point in 16 bits
-  const int fixed = static_cast<int>(rintf(scaled * static_cast<float>(1 << fraction)));
-  return clamp_code((fixed + static_cast<int>(random >> bits)) >> fraction, largest_code(bits));
+  const int random = static_cast<int>(random_byte);
+  if (bits == 1) return static_cast<int>(rintf(scaled * 128.0f)) + random < 128;
+  return (static_cast<int>(rintf(scaled * 256.0f)) + random) >> 8;
 }
 
 // The value that stands `index` places into the codes, as an integer: +-1 at one bit.

@@ -7,7 +7,7 @@ namespace sdp4bit {
 
 constexpr uint32_t kPhiloxMultiplier0 = 0xD2511F53u, kPhiloxMultiplier1 = 0xCD9E8D57u;
 constexpr uint32_t kPhiloxKeyStep0 = 0x9E3779B9u, kPhiloxKeyStep1 = 0xBB67AE85u;
-constexpr int kElementsPerPhilox = 8;  // 16 bits an element
+constexpr int kElementsPerPhilox = 16;  // 8 bits an element
 
 struct PhiloxBlock {
   uint32_t word[4];
@@ -41,9 +41,9 @@ SDP4BIT_HOST_DEVICE PhiloxBlock philox(PhiloxBlock c, uint64_t seed) {
   return c;
 }
 
-// The 16 random bits of element `element` (0 .. 7) of a block.
-SDP4BIT_HOST_DEVICE uint32_t random_16_bits(const PhiloxBlock& block, int element) {
-  return block.word[element >> 1] >> (16 * (element & 1)) & 0xFFFF;
+// The random byte of element `element` (0 .. 15) of a block.
+SDP4BIT_HOST_DEVICE uint32_t random_byte(const PhiloxBlock& block, int element) {
+  return block.word[element >> 2] >> (8 * (element & 3)) & 0xFF;
 }
 
 }  // namespace sdp4bit

@@ -12,10 +12,10 @@
 
 namespace sdp4bit {
 
-constexpr int kElements = 8;  // of a thread; as many as one Philox block serves
+constexpr int kElements = 8;  // of a thread
 constexpr unsigned kWarp = 0xFFFFFFFFu;
 constexpr float kInverseHadamard = 1.0f / kBlock;
-static_assert(kElements == kElementsPerPhilox, "one Philox block a thread");
+static_assert(2 * kElements == kElementsPerPhilox, "a thread takes the lower or the upper half of a Philox block");
 
 struct Elements {
   float value[kElements];
@@ -139,6 +139,14 @@ __device__ __forceinline__ Elements decode(const uint8_t* codes, float scale) {
   return x;
 }
 
+// The Philox block whose first 8 bytes are those of elements [index, index + 8). A neighbour's half is thrown away:
+// computing it twice is cheaper than a shuffle, and memory is the limit.
+__device__ __forceinline__ PhiloxBlock random_block(const sdp4bit_rounding& rounding, int64_t index) {
+  const PhiloxBlock block = philox(philox_counter(rounding, index / kElementsPerPhilox), rounding.seed);
+  const bool upper = index % kElementsPerPhilox != 0;
+  return {{upper ? block.word[2] : block.word[0], upper ? block.word[3] : block.word[1], 0, 0}};
+}
+
 template <int kBits>
 __device__ __forceinline__ void encode(const Elements& x, float scale, const sdp4bit_rounding& rounding,
                                        int64_t random_index, uint8_t* codes) {
@@ -147,11 +155,11 @@ __device__ __forceinline__ void encode(const Elements& x, float scale, const sdp
   if (is_coded(scale)) {
     const float inverse_scale = 1.0f / scale;
     PhiloxBlock random = {};
-    if (rounding.stochastic) random = philox(philox_counter(rounding, random_index / kElements), rounding.seed);
+    if (rounding.stochastic) random = random_block(rounding, random_index);
 #pragma unroll
     for (int i = 0; i < kElements; ++i) {
       const int code = rounding.stochastic
-                           ? code_stochastic(x.value[i], inverse_scale, kBits, random_16_bits(random, i))
+                           ? code_stochastic(x.value[i], inverse_scale, kBits, random_byte(random, i))
                            : code_to_nearest(x.value[i], inverse_scale, kBits);
       constexpr int kPerByte = 8 / kBits;
       bytes[i / kPerByte] |= static_cast<uint8_t>((code & ((1 << kBits) - 1)) << (kPerByte - 1 - i % kPerByte) * kBits);

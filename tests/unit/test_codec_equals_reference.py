@@ -168,6 +168,6 @@ def test_every_group_size_with_hadamard_gives_the_same_bytes(group_size: int, im
 
 
 def test_random_numbers_pass_the_32_bit_block_index(implementation: str) -> None:
-    piece = wire.Piece(0, 4096, (1 << 35) - 2048)
+    piece = wire.Piece(0, 4096, (1 << 36) - 2048)
     layout = wire.pack(MessageFormat(4, 128), [piece])
     check_quantize(torch.randn(4096, generator=torch.Generator().manual_seed(0)), layout, ROUNDING, implementation)
