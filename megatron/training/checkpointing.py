@@ -86,6 +86,12 @@ def _sharding_metadata(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def _chunks_by_name(model: list[DistributedDataParallel]) -> dict[str, torch.nn.Module]:
+    """The bare model chunks under Megatron-LM's names: ``model``, or ``model0``, ``model1``, ..."""
+    names = ["model"] if len(model) == 1 else [f"model{index}" for index in range(len(model))]
+    return dict(zip(names, unwrap_model(model), strict=True))
+
+
 def _sharded_state(
     args: argparse.Namespace,
     model: list[DistributedDataParallel],
@@ -96,10 +102,8 @@ def _sharded_state(
     """Model chunks and optimizer as megatron-core's sharded state dicts."""
     # sharded_state_dict adds a process group to the metadata, which is no part of the checkpoint.
     metadata = dict(metadata)
-    names = ["model"] if len(model) == 1 else [f"model{index}" for index in range(len(model))]
     state: dict[str, Any] = {
-        name: chunk.sharded_state_dict(metadata=metadata)
-        for name, chunk in zip(names, unwrap_model(model), strict=True)
+        name: chunk.sharded_state_dict(metadata=metadata) for name, chunk in _chunks_by_name(model).items()
     }
     wanted = (args.load_optim and not args.finetune) if is_loading else args.save_optim
     if optimizer is not None and wanted:
@@ -205,13 +209,10 @@ def _check_sharding(args: argparse.Namespace, common: dict[str, Any], folder: st
     """The sharding metadata to load with; refuses an optimizer state that this layout can't take."""
     metadata = common.get("content_metadata") or _sharding_metadata(args)
     saved, loads_optimizer = common["args"], args.load_optim and not args.finetune
-    same_layout = all(
-        getattr(saved, name, None) == getattr(args, name)
-        for name in (
-            "tensor_model_parallel_size",
-            "pipeline_model_parallel_size",
-            "virtual_pipeline_model_parallel_size",
-        )
+    same_layout = _agree(
+        saved,
+        args,
+        "tensor_model_parallel_size pipeline_model_parallel_size virtual_pipeline_model_parallel_size",
     )
     if loads_optimizer and not same_layout and metadata.get("distrib_optim_sharding_type") == "dp_reshardable":
         raise UserError(
@@ -219,6 +220,11 @@ def _check_sharding(args: argparse.Namespace, common: dict[str, Any], folder: st
             "pipeline sizes; load the weights alone with --no-load-optim"
         )
     return metadata
+
+
+def _agree(saved: argparse.Namespace, args: argparse.Namespace, names: str) -> bool:
+    """Whether the checkpoint's arguments of these names are this run's."""
+    return all(getattr(saved, name, None) == getattr(args, name) for name in names.split())
 
 
 def _load_into(
@@ -235,8 +241,7 @@ def _load_into(
     if with_rng:
         state_dict["rng_state"] = _rng_state()
     loaded = _load_sharded(args.load, common["iteration"], state_dict)
-    names = ["model"] if len(model) == 1 else [f"model{index}" for index in range(len(model))]
-    for name, chunk in zip(names, unwrap_model(model), strict=True):
+    for name, chunk in _chunks_by_name(model).items():
         chunk.load_state_dict(loaded[name])
     if args.finetune:
         if optimizer is not None:
@@ -289,10 +294,7 @@ def _wants_rng(args: argparse.Namespace, common: dict[str, Any]) -> bool:
     """Whether the checkpoint's random states fit this run; where they don't, it is said."""
     if not args.load_rng or args.finetune or not getattr(common["args"], "save_rng", True):
         return False
-    same = all(
-        getattr(common["args"], name, None) == getattr(args, name)
-        for name in ("tensor_model_parallel_size", "pipeline_model_parallel_size")
-    )
+    same = _agree(common["args"], args, "tensor_model_parallel_size pipeline_model_parallel_size")
     if not same:
         print_rank_0(" the checkpoint's random states belong to another layout: starting with fresh ones")
     return same
