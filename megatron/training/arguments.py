@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 from megatron.training.errors import UserError
 from megatron.training.flags import GROUPS, NO_EFFECT, Flag
+from sdp4bit_patches import config
 
 # Tables of a run file that name another file: `model = "gpt_125m"` includes configs/models/gpt_125m.toml.
 INCLUDES = {"model": "models", "scheme": "schemes", "cluster": "clusters", "base": "runs"}
@@ -76,11 +77,20 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     in_front: list[str] = []
     for file in _config_files(argv):
         in_front += _file_arguments(file, parser)
-    args = _parse_known(parser, [*in_front, *argv])
+    words = [*in_front, *argv]
+    args = _parse_known(parser, [*_preset(words), *words])
     args.no_effect = {
         name: reason for name, reason in NO_EFFECT.items() if vars(args).pop(name.replace("-", "_"), None) is not None
     }
     return args
+
+
+def _preset(words: Sequence[str]) -> list[str]:
+    """The flags that ``--compression`` stands for: in front, so that they are overruled by every flag that is given."""
+    finder = _Parser(add_help=False, allow_abbrev=False)
+    finder.add_argument("--compression", choices=tuple(config.PRESETS))
+    name = finder.parse_known_args(list(words))[0].compression
+    return config.preset_words(name) if name else []
 
 
 def _config_files(argv: Sequence[str]) -> list[Path]:

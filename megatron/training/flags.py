@@ -1,13 +1,16 @@
 """Every flag of ``pretrain_gpt.py``, once: name, kind, default, help. Names and meanings are Megatron-LM's.
 
 A TOML key is a flag's name without the dashes in front. On/off flags exist in both senses (``--bf16`` and
-``--no-bf16``), so that the command line can overrule a file. Standard library only.
+``--no-bf16``), so that the command line can overrule a file. The flags of the method come from its own table.
+Standard library only.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
+
+from sdp4bit_patches import config
 
 
 @dataclass(frozen=True)
@@ -214,6 +217,20 @@ _WATCHING = (
     Flag("config", str, None, "TOML file of flags; the command line wins over it"),
 )
 
+_COMPRESSION = (
+    _choice("compression", None, " ".join(config.PRESETS), "a preset of the flags below, which overrule it"),
+    *(
+        Flag(
+            knob.name.replace("_", "-"),
+            knob.metadata["kind"],
+            knob.default,
+            knob.metadata["help"],
+            knob.metadata["choices"],
+        )
+        for knob in config.KNOBS
+    ),
+)
+
 GROUPS: dict[str, tuple[Flag, ...]] = {
     "model": _MODEL,
     "mixture of experts": _MIXTURE_OF_EXPERTS,
@@ -221,6 +238,7 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
     "optimizer": _OPTIMIZER,
     "precision": _PRECISION,
     "parallelism": _PARALLELISM,
+    "compression": _COMPRESSION,
     "data": _DATA,
     "checkpoints": _CHECKPOINTS,
     "watching": _WATCHING,

@@ -34,7 +34,7 @@ megatron/training/validation_schedule.py megatron/training/ranges.py megatron/tr
 megatron/training/checkpoint_files.py megatron/training/metrics_file.py megatron/training/output_paths.py
 """.split()
 # What the trainer may use of the method.
-FACE = {"sdp4bit_patches", "sdp4bit_patches.cpu_device"}
+FACE = {"sdp4bit_patches", "sdp4bit_patches.config", "sdp4bit_patches.cpu_device"}
 
 
 def _imports(source: str, top_level_only: bool = False) -> set[str]:
