@@ -107,7 +107,13 @@ def markdown_table(columns: dict[str, dict[str, str]]) -> str:
         columns: label of a run -> name of a number -> its text.
     """
     names = list(dict.fromkeys(name for column in columns.values() for name in column))
-    rows = [["", *columns], *([name, *(column.get(name, "") for column in columns.values())] for name in names)]
+    return markdown_rows(
+        [["", *columns], *([name, *(column.get(name, "") for column in columns.values())] for name in names)]
+    )
+
+
+def markdown_rows(rows: list[list[str]]) -> str:
+    """The same from rows of equal length; the first is the head."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["| " + " | ".join(_cells(row, widths)) + " |" for row in rows]
     rule = "|" + "|".join(["-" * (widths[0] + 2), *("-" * (width + 1) + ":" for width in widths[1:])]) + "|"
