@@ -170,32 +170,74 @@ def split_shards(shard_sizes: Sequence[int], num_chunks: int, multiple: int) -> 
     return pieces
 
 
+class Stream(NamedTuple):
+    """One tensor's part in an exchange: its messages' format, and its pieces as [chunk][shard]."""
+
+    format: MessageFormat
+    pieces: Sequence[Sequence[Piece]]
+
+
 @dataclass(frozen=True)
 class Exchange:
     """What one rank sends in one hop: chunk `c` starts at byte `chunk_offsets[c]` and has `splits[c][destination]`
-    bytes for each destination, one after the other (the arguments of an all-to-all)."""
+    bytes for each destination, one after the other (the arguments of an all-to-all); `layouts` has one a stream."""
 
-    layout: Layout
+    layouts: tuple[Layout, ...]
     chunk_offsets: tuple[int, ...]
     splits: tuple[tuple[int, ...], ...]
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the whole payload, one's own part included."""
+        return sum(map(sum, self.splits))
 
-def plan_exchange(
-    message_format: MessageFormat, pieces: Sequence[Sequence[Piece]], destinations: Sequence[Sequence[int]]
-) -> Exchange:
-    """Lay pieces[chunk][shard] out by chunk, then destination, then shard; destinations[d] lists d's shards.
 
-    What destination d receives from each source in chunk c is `pack(format, [pieces[c][s] for s in destinations[d]])`.
+def plan_exchange(streams: Sequence[Stream], destinations: Sequence[Sequence[int]]) -> Exchange:
+    """Lay the streams' pieces out by chunk, destination, stream, then shard; destinations[d] lists d's shards.
+
+    What destination d receives from each source in chunk c is planned the same way: with chunk c's pieces and d alone.
     """
-    layout = pack(message_format, [row[shard] for row in pieces for shards in destinations for shard in shards])
-    splits = tuple(
-        tuple(sum(message_format.num_bytes(row[shard].num_elements) for shard in shards) for shards in destinations)
-        for row in pieces
-    )
-    offsets = tuple(sum(map(sum, splits[:chunk])) for chunk in range(len(splits)))
-    return Exchange(layout, offsets, splits)
+    segments: list[list[Segment]] = [[] for _ in streams]
+    splits: list[tuple[int, ...]] = []
+    offset = 0
+    for chunk in range(len(streams[0].pieces)):
+        row = []
+        for shards in destinations:
+            begin = offset
+            for stream, own in zip(streams, segments, strict=True):
+                for piece in (stream.pieces[chunk][shard] for shard in shards):
+                    own.append(Segment(*piece, offset))
+                    offset += stream.format.num_bytes(piece.num_elements)
+            row.append(offset - begin)
+        splits.append(tuple(row))
+    layouts = tuple(Layout(s.format, tuple(own), offset) for s, own in zip(streams, segments, strict=True))
+    return Exchange(layouts, tuple(sum(map(sum, splits[:chunk])) for chunk in range(len(splits))), tuple(splits))
 
 
-def two_level_destinations(num_nodes: int, ranks_per_node: int) -> list[list[int]]:
-    """The shards that local rank l collects inside the node: those of the ranks in l's place on every node."""
-    return [[node * ranks_per_node + local for node in range(num_nodes)] for local in range(ranks_per_node)]
+def two_level_destinations(nodes: Sequence[Sequence[int]]) -> list[list[int]]:
+    """The shards that local rank l collects inside a node: those of the ranks in l's place on every node.
+
+    nodes[n][l] is the shard of the l-th rank of node n; all nodes have as many ranks.
+    """
+    return [[node[local] for node in nodes] for local in range(len(nodes[0]))]
+
+
+@dataclass(frozen=True)
+class Gather:
+    """An all-gather of shards: rank r's message starts at byte r * `stride`, its exact elements at
+    `exact_offsets[r]`, unquantized and in their own dtype."""
+
+    layout: Layout
+    exact_offsets: tuple[int, ...]
+    stride: int
+
+
+def plan_gather(
+    message_format: MessageFormat, pieces: Sequence[Piece], num_exact: Sequence[int], element_bytes: int
+) -> Gather:
+    """One message a shard and `num_exact[r]` elements of `element_bytes` behind it; the longest sets the stride."""
+    quantized = [message_format.num_bytes(piece.num_elements) for piece in pieces]
+    sizes = zip(quantized, num_exact, strict=True)
+    stride = max((size + align(count * element_bytes) for size, count in sizes), default=0)
+    offsets = tuple(rank * stride + size for rank, size in enumerate(quantized))
+    return Gather(pack(message_format, pieces, message_stride=stride), offsets, stride)

@@ -12,13 +12,15 @@ from megatron.core.distributed import DistributedDataParallel
 from megatron.core.num_microbatches_calculator import get_current_global_batch_size, update_num_microbatches
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler, get_canonical_lr_for_logging
+from megatron.core.rerun_state_machine import get_rerun_state_machine
 from megatron.core.timers import Timers
 from megatron.core.utils import check_param_hashes_across_dp_replicas
 
+import sdp4bit_patches
 from megatron.training.checkpointing import TrainState, load_checkpoint, save_checkpoint
 from megatron.training.data import DataIterators, build_data_iterators, build_train_valid_test_datasets
 from megatron.training.data_files import check_data_files
-from megatron.training.errors import checked_on_every_rank
+from megatron.training.errors import checked_on_every_rank, user_input
 from megatron.training.forward_step import make_forward_step
 from megatron.training.host_group import initialize_host_group
 from megatron.training.initialize import initialize_megatron
@@ -32,6 +34,7 @@ from megatron.training.report import print_start_report
 from megatron.training.signals import ExitSignal
 from megatron.training.tokenizer import build_tokenizer, padded_vocab_size
 from megatron.training.train_step import StepResult, connect_schedule, evaluate, train_step
+from sdp4bit_patches.config import from_arguments
 
 
 def pretrain(args: argparse.Namespace) -> None:
@@ -50,6 +53,7 @@ def pretrain(args: argparse.Namespace) -> None:
     run.train(lambda: exit_signal.received or _minutes_are_up(args, started))
     print_rank_0(f" peak memory of rank 0: {peak_memory_mib():,.0f} MiB; {time.time() - started:.0f} s in all")
     torch.distributed.barrier()
+    sdp4bit_patches.uninstall()
 
 
 def set_up(args: argparse.Namespace) -> Run:
@@ -62,8 +66,11 @@ def set_up(args: argparse.Namespace) -> Run:
         config = transformer_config(args)
     config.timers = Timers(int(args.timing_log_level), "minmax")
     print_start_report(args)
+    if not args.skip_train:
+        sdp4bit_patches.install(from_arguments(args))
     model = build_model(args, config)
     optimizer = None if args.skip_train else build_optimizer(args, model, config.timers)
+    _report_compression(model)
     scheduler = None if args.skip_train else build_scheduler(args, optimizer)
     print_rank_0("\n".join([" memory of rank 0:", *memory_report(args, model)]))
     state = load_checkpoint(args, model, optimizer, scheduler) if args.load else TrainState()
@@ -75,6 +82,13 @@ def set_up(args: argparse.Namespace) -> Run:
     iterators = build_data_iterators(args, datasets, len(model))
     connect_schedule(args, config, model, optimizer)
     return Run(args, state, config.timers, model, optimizer, scheduler, iterators)
+
+
+def _report_compression(model: list[DistributedDataParallel]) -> None:
+    with checked_on_every_rank(), user_input():
+        lines = sdp4bit_patches.report_lines(model)
+    if lines:
+        print_rank_0("\n".join(lines))
 
 
 class Run:
@@ -142,6 +156,8 @@ class Run:
         args, state = self.args, self.state
         update_num_microbatches(state.consumed_train_samples, consistency_check=False)
         batch = get_current_global_batch_size()
+        # What megatron-core's own counter says in every script: rounding, warm-up and telemetry go by it.
+        get_rerun_state_machine().current_iteration = state.iteration + 1
         begun = time.perf_counter()
         result = train_step(
             args, self.forward_step, one_or_all(self.iterators.train), self.model, self.optimizer, self.wants_exit
@@ -157,6 +173,7 @@ class Run:
         state.consumed_train_samples += batch
         self._check(result)
         values = {"learning_rate": learning_rate, "loss_scale": self.optimizer.get_loss_scale().item()}
+        values |= sdp4bit_patches.step_metrics(state.iteration)
         validation_loss = self._validate() if state.iteration % args.eval_interval == 0 else None
         self.log.iteration(
             state.iteration, result, seconds, batch, state.consumed_train_samples, values, validation_loss

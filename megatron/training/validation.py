@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 
+from megatron.training.compression import check_compression
 from megatron.training.errors import require
 from megatron.training.ranges import check_ranges
 from megatron.training.unused_flags import unused_flags
@@ -31,6 +32,7 @@ def validate_args(args: argparse.Namespace, world_size: int) -> argparse.Namespa
     check_schedule(args)
     _check_precision(args)
     _check_distributed_optimizer(args)
+    check_compression(args)
     _check_recompute(args)
     _check_data(args)
     _check_checkpoints(args)

@@ -106,7 +106,7 @@ def round_trip(values: Tensor, fmt: MessageFormat, rounding: StochasticRounding 
 def ragged_layout(fmt: MessageFormat, sizes: tuple[int, ...] = (130, 0, 1, 257, 64), num_chunks: int = 2) -> Layout:
     """Shards of odd sizes in two chunks, sent to two destinations: odd element offsets and empty messages."""
     pieces = wire.split_shards(sizes, num_chunks, fmt.group_size)
-    return wire.plan_exchange(fmt, pieces, [[0, 2, 4], [1, 3]]).layout
+    return wire.plan_exchange([wire.Stream(fmt, pieces)], [[0, 2, 4], [1, 3]]).layouts[0]
 
 
 def adversarial_values(num_elements: int, seed: int = 0) -> Tensor:

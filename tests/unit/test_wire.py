@@ -69,25 +69,43 @@ def test_the_number_of_chunks_does_not_move_an_elements_random_numbers() -> None
 
 
 def test_shards_go_to_slot_local_rank_times_nodes_plus_node() -> None:
-    order = [shard for shards in wire.two_level_destinations(2, 4) for shard in shards]
+    order = [shard for shards in wire.two_level_destinations([range(4), range(4, 8)]) for shard in shards]
     assert order == [0, 4, 1, 5, 2, 6, 3, 7]
 
 
 def test_a_destination_finds_its_payload_where_the_sender_put_it() -> None:
     fmt = MessageFormat(8, 64)
     pieces = wire.split_shards((130, 0, 1, 257, 64, 40), 2, 64)
-    destinations = wire.two_level_destinations(3, 2)
-    exchange = wire.plan_exchange(fmt, pieces, destinations)
-    sent = iter(exchange.layout.segments)
+    exact = wire.split_shards((3, 0, 0, 40, 1, 0), 1, 32) + [[Piece(0, 0, 0)] * 6]
+    streams = [wire.Stream(fmt, pieces), wire.Stream(MessageFormat(32, 32), exact)]
+    destinations = wire.two_level_destinations([[0, 1], [2, 3], [4, 5]])
+    exchange = wire.plan_exchange(streams, destinations)
+    sent = [iter(layout.segments) for layout in exchange.layouts]
     for chunk, splits in enumerate(exchange.splits):
         start = exchange.chunk_offsets[chunk]
         for destination, num_bytes in enumerate(splits):
-            received = wire.pack(fmt, [pieces[chunk][shard] for shard in destinations[destination]])
+            alone = [wire.Stream(stream.format, [stream.pieces[chunk]]) for stream in streams]
+            received = wire.plan_exchange(alone, [destinations[destination]])
             assert received.num_bytes == num_bytes
-            for segment in received.segments:
-                assert next(sent) == segment._replace(message_offset=segment.message_offset + start)
+            for layout, segments in zip(received.layouts, sent, strict=True):
+                for segment in layout.segments:
+                    assert next(segments) == segment._replace(message_offset=segment.message_offset + start)
             start += num_bytes
-    assert start == exchange.layout.num_bytes
+    assert start == exchange.num_bytes
+
+
+def test_two_level_destinations_follow_the_nodes_whatever_the_order_of_ranks() -> None:
+    assert wire.two_level_destinations([[0, 2], [1, 3]]) == [[0, 1], [2, 3]]
+
+
+def test_exact_elements_follow_the_message_of_their_shard() -> None:
+    fmt = MessageFormat(4, 2048)
+    pieces = [Piece(0, 4096, 0), Piece(4096, 4096, 4096)]
+    gather = wire.plan_gather(fmt, pieces, [0, 9], element_bytes=2)
+    message = fmt.num_bytes(4096)
+    assert gather.stride == message + 32
+    assert gather.exact_offsets == (message, gather.stride + message)
+    assert gather.layout.num_bytes == 2 * gather.stride
 
 
 def test_a_gathers_messages_start_at_equal_strides() -> None:

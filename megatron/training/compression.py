@@ -1,0 +1,33 @@
+"""Compression as the trainer sees it: its flags checked against the others, installed, reported, measured."""
+
+from __future__ import annotations
+
+import argparse
+
+from megatron.training.errors import require, user_input
+from sdp4bit_patches import config
+
+
+def check_compression(args: argparse.Namespace) -> None:
+    """Refuse compression flags that don't fit each other or the rest.
+
+    Raises:
+        UserError: with the flags and the remedy.
+    """
+    with user_input():
+        comm = config.from_arguments(args)
+    if comm.is_baseline:
+        return
+    require(
+        args.use_distributed_optimizer,
+        "compression works on sharded gradients and parameters; add --use-distributed-optimizer",
+    )
+    require(
+        not comm.compresses_weights or args.bf16 or args.fp16,
+        "--quantized-weights sends what fp32 main parameters differ from 16-bit ones by; add --bf16",
+    )
+    require(
+        not (comm.quantize_all_parameters and args.tensor_model_parallel_size > 1),
+        f"--quantize-all-parameters with --tensor-model-parallel-size {args.tensor_model_parallel_size}: norms and "
+        "biases would drift apart between tensor-parallel ranks; drop one of the two",
+    )

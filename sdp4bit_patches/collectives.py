@@ -1,0 +1,320 @@
+"""The two collectives: gradients by a quantized reduce-scatter, parameters by a quantized all-gather.
+
+A bucket's collective is planned once (layouts, groups, scratch sizes) and started every step. The reduce-scatter has
+two hops where nodes pair, and runs chunk by chunk, so that one chunk crosses between the nodes while the next is
+exchanged inside them:
+
+    1 quantize                     the whole bucket, in the order of the destinations
+    2 all_to_all                   inside the node: local rank l collects the shards of all ranks in place l
+    3 dequantize_reduce_quantize   sum over the node, never leaving the Hadamard domain
+    4 all_to_all                   between the nodes
+    5 dequantize_reduce            sum over the nodes, inverse Hadamard
+
+Elements that travel exactly ride in the same payload as a second stream of 32-bit messages, so a hop stays one
+collective. Sums run over the ranks of a node, then over the nodes, both in ascending order: the same bits every time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from sdp4bit_patches import codec, wire
+from sdp4bit_patches.exact_slices import ExactSlices
+from sdp4bit_patches.progress import Scratch
+from sdp4bit_patches.topology import Topology
+from sdp4bit_patches.wire import MessageFormat, StochasticRounding, Stream
+
+# Exact gradients: the identity codec, in its smallest groups.
+EXACT_FORMAT = MessageFormat(bits=32, group_size=wire.MIN_GROUP_SIZE)
+
+# Rounding of one message, by its format and hop.
+Rounding = Callable[[MessageFormat, int], StochasticRounding | None]
+
+
+def round_to_nearest(_format: MessageFormat, _hop: int) -> None:
+    """A `Rounding` that is none."""
+
+
+@dataclass(frozen=True)
+class LinkBytes:
+    """Bytes that this rank sends to other ranks, by where they are. What it keeps for itself counts nowhere."""
+
+    intra: int = 0
+    inter: int = 0
+
+    def __add__(self, other: LinkBytes) -> LinkBytes:
+        return LinkBytes(self.intra + other.intra, self.inter + other.inter)
+
+
+class _Hop:
+    """One level's all-to-alls, a chunk at a time: what this rank sends, and what it collects from each source."""
+
+    def __init__(
+        self,
+        streams: Sequence[Stream],
+        destinations: Sequence[Sequence[int]],
+        place: int,
+        group: dist.ProcessGroup,
+        device: torch.device,
+    ) -> None:
+        self.formats = [stream.format for stream in streams]
+        self.group, self.place = group, place
+        self.sent, self.received, self.splits = [], [], []
+        for chunk in range(len(streams[0].pieces)):
+            alone = [Stream(stream.format, [stream.pieces[chunk]]) for stream in streams]
+            exchange = wire.plan_exchange(alone, destinations)
+            collected = wire.plan_exchange(alone, [destinations[place]])
+            self.splits.append(exchange.splits[0])
+            self.sent.append([codec.prepare(layout, device) for layout in exchange.layouts])
+            self.received.append([codec.prepare(layout, device) for layout in collected.layouts])
+        self.scratch_sizes = [sum(row) for row in self.splits]
+        self.scratch_sizes += [row[place] * len(row) for row in self.splits]
+
+    def bytes_to(self, destination: int) -> int:
+        """What one destination gets, in all chunks."""
+        return sum(row[destination] for row in self.splits)
+
+    def start(self, chunk: int, buffers: _HopBuffers) -> dist.Work | None:
+        """Exchange a chunk; None where it is empty on all ranks."""
+        row = self.splits[chunk]
+        if not any(row):
+            return None
+        splits = [row[self.place]] * len(row)
+        send, receive = buffers.send[chunk], buffers.receive[chunk]
+        return dist.all_to_all_single(receive, send, splits, list(row), group=self.group, async_op=True)
+
+    def finish(self, chunk: int, work: dist.Work | None, buffers: _HopBuffers) -> Tensor:
+        """Wait for a chunk: uint8[sources, bytes]."""
+        if work is not None:
+            work.wait()
+        row = self.splits[chunk]
+        return buffers.receive[chunk].view(len(row), row[self.place])
+
+
+@dataclass(frozen=True)
+class _HopBuffers:
+    send: Sequence[Tensor]
+    receive: Sequence[Tensor]
+
+
+class QuantizedReduceScatter:
+    """Reduce-scatters buckets of `num_elements` elements over the ranks of a topology, in equal shards.
+
+    intra_format, inter_format: of the hops inside and between nodes. With one level the hop has that level's format;
+    uneven nodes take one hop over all ranks in the format between nodes.
+    exact: elements that travel in fp32.
+    num_chunks: of the two-level schedule; a single hop has one.
+
+    Raises:
+        ValueError: `num_elements` does not split into equal shards, or the formats do not fit each other.
+    """
+
+    def __init__(
+        self,
+        num_elements: int,
+        topology: Topology,
+        intra_format: MessageFormat,
+        inter_format: MessageFormat,
+        device: torch.device,
+        exact: ExactSlices | None = None,
+        num_chunks: int = 1,
+    ) -> None:
+        if num_elements % topology.size:
+            raise ValueError(f"{num_elements} elements do not split among {topology.size} ranks: pad the bucket")
+        self.topology, self.exact = topology, exact if exact and exact.num_elements else None
+        self.num_elements, self.shard_size = num_elements, num_elements // topology.size
+        two_level = topology.shape == "two-level"
+        self.formats = (
+            [intra_format, inter_format] if two_level else [_only_format(topology, intra_format, inter_format)]
+        )
+        self._pieces = self._split(num_chunks if two_level else 1)
+        self._hops = self._plan_two_hops(device) if two_level else [self._plan_one_hop(device)]
+        self._outputs = [
+            [self._of_own_shard(*pair, device) for pair in enumerate(row)] for row in self._hops[-1].received
+        ]
+        self.scratch_sizes = [size for hop in self._hops for size in hop.scratch_sizes]
+        if self.exact:
+            self._compact = torch.empty(self.exact.num_elements, dtype=torch.float32, device=device)
+            self._own_exact = self.exact.within_shard(topology.rank)
+
+    def _split(self, num_chunks: int) -> list[list[list[wire.Piece]]]:
+        """Pieces as [stream][chunk][shard]; exact elements are in the first chunk."""
+        multiple = math.lcm(*(message_format.group_size for message_format in self.formats))
+        pieces = [wire.split_shards([self.shard_size] * self.topology.size, num_chunks, multiple)]
+        if self.exact:
+            nothing = [[wire.Piece(0, 0, 0)] * self.topology.size] * (num_chunks - 1)
+            pieces.append(wire.split_shards(self.exact.counts, 1, EXACT_FORMAT.group_size) + nothing)
+        return pieces
+
+    def _streams(self, hop: int) -> list[Stream]:
+        return [
+            Stream(form, pieces) for form, pieces in zip([self.formats[hop], EXACT_FORMAT], self._pieces, strict=False)
+        ]
+
+    def _plan_one_hop(self, device: torch.device) -> _Hop:
+        topology = self.topology
+        everybody = [[shard] for shard in range(topology.size)]
+        return _Hop(self._streams(0), everybody, topology.rank, topology.flat_group, device)
+
+    def _plan_two_hops(self, device: torch.device) -> list[_Hop]:
+        topology = self.topology
+        inside = wire.two_level_destinations(topology.nodes)
+        between = [[shard] for shard in inside[topology.local_rank]]
+        first = _Hop(self._streams(0), inside, topology.local_rank, topology.intra_group, device)
+        return [first, _Hop(self._streams(1), between, topology.node, topology.inter_group, device)]
+
+    def _of_own_shard(self, stream: int, received: codec.PreparedLayout, device: torch.device) -> codec.PreparedLayout:
+        begin = self.exact.offsets[self.topology.rank] if stream else self.topology.rank * self.shard_size
+        return codec.prepare(received.layout.shifted(begin), device)
+
+    @property
+    def link_bytes(self) -> LinkBytes:
+        """What one run sends to other ranks."""
+        topology = self.topology
+        if len(self._hops) == 1:
+            return _by_link(topology, self._hops[0].bytes_to)
+        inside, between = self._hops
+        intra = sum(inside.bytes_to(place) for place in range(len(topology.nodes[0])) if place != inside.place)
+        inter = sum(between.bytes_to(node) for node in range(len(topology.nodes)) if node != between.place)
+        return LinkBytes(intra, inter)
+
+    def run(self, output: Tensor, input: Tensor, scratch: Scratch, rounding: Rounding = round_to_nearest) -> None:
+        """Sum `input` [num_elements] (fp32 or bf16) over the ranks; `output` [shard] may be its part of `input`.
+
+        The exact elements of `input` are zeroed on the way. Call it within a job of `progress`.
+        """
+        inputs = [input]
+        if self.exact:
+            self._compact.copy_(input.index_select(0, self.exact.index))
+            input.index_fill_(0, self.exact.index, 0.0)
+            inputs.append(self._compact)
+        buffers = self._buffers(scratch)
+        works = [self._quantize(chunk, inputs, buffers[0], rounding) for chunk in range(len(self._outputs))]
+        if len(self._hops) == 2:
+            works = [self._requantize(chunk, work, buffers, rounding) for chunk, work in enumerate(works)]
+        own_exact = self._compact[: len(self._own_exact)] if self.exact else None
+        for chunk, work in enumerate(works):
+            rows = self._hops[-1].finish(chunk, work, buffers[-1])
+            for target, layout in zip([output, own_exact], self._outputs[chunk], strict=False):
+                codec.dequantize_reduce(rows, target, layout)
+        if self.exact:
+            output.index_copy_(0, self._own_exact, own_exact.to(output.dtype))
+
+    def _buffers(self, scratch: Scratch) -> list[_HopBuffers]:
+        parts, chunks = iter(scratch.parts(self.scratch_sizes)), range(len(self._outputs))
+        return [_HopBuffers([next(parts) for _ in chunks], [next(parts) for _ in chunks]) for _ in self._hops]
+
+    def _quantize(
+        self, chunk: int, inputs: Sequence[Tensor], buffers: _HopBuffers, rounding: Rounding
+    ) -> dist.Work | None:
+        hop = self._hops[0]
+        for tensor, layout in zip(inputs, hop.sent[chunk], strict=True):
+            codec.quantize(tensor, buffers.send[chunk], layout, rounding(layout.layout.format, 0))
+        return hop.start(chunk, buffers)
+
+    def _requantize(
+        self, chunk: int, work: dist.Work | None, buffers: Sequence[_HopBuffers], rounding: Rounding
+    ) -> dist.Work | None:
+        inside, between = self._hops
+        rows = inside.finish(chunk, work, buffers[0])
+        for received, sent in zip(inside.received[chunk], between.sent[chunk], strict=True):
+            names = rounding(sent.layout.format, 1)
+            codec.dequantize_reduce_quantize(rows, buffers[1].send[chunk], received, sent, names)
+        return between.start(chunk, buffers[1])
+
+
+def _only_format(topology: Topology, intra: MessageFormat, inter: MessageFormat) -> MessageFormat:
+    return intra if topology.shape == "intra" else inter
+
+
+def _by_link(topology: Topology, bytes_to: Callable[[int], int]) -> LinkBytes:
+    node = topology.nodes[topology.node]
+    intra = sum(bytes_to(rank) for rank in node if rank != topology.rank)
+    return LinkBytes(intra, sum(bytes_to(rank) for rank in range(topology.size) if rank not in node))
+
+
+class QuantizedAllGather:
+    """All-gathers equal shards of `num_elements` elements in all: quantized differences, or the weights themselves.
+
+    exact: elements that travel in the model's own dtype.
+    direct: quantize the main parameters instead of their difference from the model's.
+
+    Raises:
+        ValueError: `num_elements` does not split into equal shards.
+    """
+
+    def __init__(
+        self,
+        num_elements: int,
+        topology: Topology,
+        message_format: MessageFormat,
+        model_dtype: torch.dtype,
+        device: torch.device,
+        exact: ExactSlices | None = None,
+        direct: bool = False,
+    ) -> None:
+        if num_elements % topology.size:
+            raise ValueError(f"{num_elements} elements do not split among {topology.size} ranks: pad the bucket")
+        self.topology, self.exact = topology, exact if exact and exact.num_elements else None
+        self.num_elements, self.shard_size = num_elements, num_elements // topology.size
+        self.format, self._direct, self._dtype = message_format, direct, model_dtype
+        [pieces] = wire.split_shards([self.shard_size] * topology.size, 1, message_format.group_size)
+        counts = self.exact.counts if self.exact else [0] * topology.size
+        self._gather = wire.plan_gather(message_format, pieces, counts, model_dtype.itemsize)
+        own = wire.pack(message_format, [pieces[topology.rank]]).shifted(topology.rank * self.shard_size)
+        self._own = codec.prepare(own, device)
+        self._all = codec.prepare(self._gather.layout, device)
+        self.scratch_sizes = [self._gather.stride, self._gather.layout.num_bytes]
+        if self.exact:
+            self._own_exact = self.exact.within_shard(topology.rank)
+            self._received_exact = self._places_of_exact(device)
+
+    def _places_of_exact(self, device: torch.device) -> Tensor:
+        """Where the exact elements lie in what is gathered, in elements of the model's dtype."""
+        size = self._dtype.itemsize
+        starts = zip(self._gather.exact_offsets, self.exact.counts, strict=True)
+        return torch.cat([torch.arange(count) + begin // size for begin, count in starts]).to(device)
+
+    @property
+    def link_bytes(self) -> LinkBytes:
+        """What one run sends to other ranks."""
+        return _by_link(self.topology, lambda _rank: self._gather.stride)
+
+    def run(self, model: Tensor, main: Tensor, scratch: Scratch, rounding: Rounding = round_to_nearest) -> None:
+        """Bring `model` [num_elements] to what the ranks' fp32 `main` [shard] say, the same bits on all ranks.
+
+        Call it within a job of `progress`.
+        """
+        send, received = scratch.parts(self.scratch_sizes)
+        shard = model[self.topology.rank * self.shard_size :][: self.shard_size]
+        self._write(send, shard, main, rounding(self.format, 0))
+        dist.all_gather_into_tensor(received, send, group=self.topology.flat_group)
+        apply = codec.dequantize if self._direct else codec.dequantize_add
+        apply(received, model, self._all)
+        if self.exact:
+            values = received.view(self._dtype).index_select(0, self._received_exact)
+            model.index_copy_(0, self.exact.index, values)
+
+    def _write(self, send: Tensor, shard: Tensor, main: Tensor, rounding: StochasticRounding | None) -> None:
+        """The quantized message, in which exact elements count as unchanged, and then these themselves."""
+        if not self.exact:
+            return self._quantize(send, shard, main, rounding)
+        exact = main.index_select(0, self._own_exact)
+        begin = self._own.num_bytes
+        send[begin : begin + exact.numel() * self._dtype.itemsize].view(self._dtype).copy_(exact)
+        unchanged = torch.zeros_like(exact) if self._direct else shard.index_select(0, self._own_exact).float()
+        main.index_copy_(0, self._own_exact, unchanged)
+        self._quantize(send, shard, main, rounding)
+        main.index_copy_(0, self._own_exact, exact)
+
+    def _quantize(self, send: Tensor, shard: Tensor, main: Tensor, rounding: StochasticRounding | None) -> None:
+        if self._direct:
+            codec.quantize(main, send, self._own, rounding)
+        else:
+            codec.quantize_difference(main, shard, send, self._own, rounding)

@@ -1,0 +1,72 @@
+"""What all bucket groups and optimizers share: the configuration, progress, scratch, topologies, telemetry."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from sdp4bit_patches import topology
+from sdp4bit_patches.config import CommConfig
+from sdp4bit_patches.progress import Scratch, StreamProgress, ThreadProgress, make_progress
+from sdp4bit_patches.telemetry import Telemetry
+from sdp4bit_patches.topology import Topology
+
+# Tied embeddings on the first and last pipeline stage are rounded by one name, so that the two copies stay equal.
+SHARED_EMBEDDING_BUCKET = 2**24 - 1
+
+QUANTIZED_MODEL_DTYPES = (torch.bfloat16, torch.float16)
+
+
+class Session:
+    """Lives from `install` to `uninstall`. What needs a device or a process group is made at first use."""
+
+    def __init__(self, config: CommConfig) -> None:
+        self.config = config
+        self.telemetry = Telemetry(config.log_compression_interval)
+        self._progress: ThreadProgress | StreamProgress | None = None
+        self._scratch: Scratch | None = None
+        self._topologies: dict[tuple[int, ...], Topology] = {}
+        self._num_buckets = 0
+
+    def progress(self, device: torch.device) -> ThreadProgress | StreamProgress:
+        """The one place where communication runs."""
+        self._progress = self._progress or make_progress(device)
+        return self._progress
+
+    def scratch(self, device: torch.device) -> Scratch:
+        """The memory between hops."""
+        self._scratch = self._scratch or Scratch(device)
+        return self._scratch
+
+    @property
+    def scratch_bytes(self) -> int:
+        """The size of the scratch memory, once the buckets are planned."""
+        return self._scratch.num_bytes if self._scratch else 0
+
+    def topology(self, group: dist.ProcessGroup) -> Topology:
+        """The nodes of a group, found once; all of its ranks ask in the same order."""
+        ranks = tuple(dist.get_process_group_ranks(group))
+        if ranks not in self._topologies:
+            self._topologies[ranks] = topology.discover(group, self.config.node_size)
+        return self._topologies[ranks]
+
+    def name_bucket(self, bucket: Any) -> int:
+        """The bucket's name in the keys of random numbers, the same on all ranks of its group."""
+        if any(getattr(parameter, "shared_embedding", False) for parameter in bucket.params_list):
+            return SHARED_EMBEDDING_BUCKET
+        self._num_buckets += 1
+        return self._num_buckets - 1
+
+    def quantizes_gradients(self, bucket: Any, group_size: int) -> bool:
+        """Whether a bucket of a data-parallel group of `group_size` ranks is reduced in quantized form."""
+        return self.config.quantized_gradients and self._is_worth_it(bucket, group_size)
+
+    def quantizes_weights(self, bucket: Any, group_size: int) -> bool:
+        """Whether its parameters are gathered in quantized form; fp32 parameters have no main copy to differ from."""
+        has_main = bucket.param_data is not None and bucket.param_data.dtype in QUANTIZED_MODEL_DTYPES
+        return self.config.compresses_weights and has_main and self._is_worth_it(bucket, group_size)
+
+    def _is_worth_it(self, bucket: Any, group_size: int) -> bool:
+        return group_size > 1 and bucket.grad_data.numel() >= self.config.min_quantized_bucket

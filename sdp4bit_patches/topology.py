@@ -1,0 +1,109 @@
+"""Node-local and cross-node groups, made from the ranks that a process group really has.
+
+Two ways were weighed to find the nodes: arithmetic on LOCAL_WORLD_SIZE and the parallel sizes, which breaks for
+expert groups, pipelines inside a node and uneven nodes; and asking every rank for its host. The second was chosen.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch.distributed as dist
+
+
+@dataclass(frozen=True)
+class Topology:
+    """The ranks of one data-parallel group by node, and the groups of the hops between them.
+
+    `nodes[n]` lists node n's ranks within the group, in ascending order; nodes are ordered by their first rank.
+    `flat_group` spans all ranks; `intra_group` this rank's node; `inter_group` the ranks in this rank's place on every
+    node. All three are this package's own: what the training script does on its groups can't get between.
+    `intra_group` and `inter_group` are None where `shape` has a single level.
+    """
+
+    nodes: tuple[tuple[int, ...], ...]
+    rank: int
+    flat_group: dist.ProcessGroup
+    intra_group: dist.ProcessGroup | None
+    inter_group: dist.ProcessGroup | None
+
+    @property
+    def size(self) -> int:
+        """Ranks in all."""
+        return sum(map(len, self.nodes))
+
+    @property
+    def node(self) -> int:
+        """This rank's node."""
+        return next(index for index, ranks in enumerate(self.nodes) if self.rank in ranks)
+
+    @property
+    def local_rank(self) -> int:
+        """This rank's place on its node."""
+        return self.nodes[self.node].index(self.rank)
+
+    @property
+    def shape(self) -> str:
+        """The hops a reduce-scatter takes: `two-level`, `intra` or `inter` alone, `uneven` (one hop over all)."""
+        return shape(self.nodes)
+
+    @property
+    def description(self) -> str:
+        """The nodes in words, `2 nodes x 4 ranks` say."""
+        sizes = [len(ranks) for ranks in self.nodes]
+        if len(set(sizes)) == 1:
+            return f"{len(sizes)} node{'s' * (len(sizes) > 1)} x {sizes[0]} rank{'s' * (sizes[0] > 1)}"
+        return f"nodes of {' + '.join(map(str, sizes))} ranks"
+
+
+def shape(nodes: Sequence[Sequence[int]]) -> str:
+    """See `Topology.shape`."""
+    sizes = {len(ranks) for ranks in nodes}
+    if len(nodes) == 1:
+        return "intra"
+    if len(sizes) > 1:
+        return "uneven"
+    return "inter" if sizes == {1} else "two-level"
+
+
+def group_by_node(names: Sequence[object]) -> tuple[tuple[int, ...], ...]:
+    """Ranks of equal name together: `group_by_node("aabb")` is ((0, 1), (2, 3))."""
+    nodes: dict[object, list[int]] = {}
+    for rank, name in enumerate(names):
+        nodes.setdefault(name, []).append(rank)
+    return tuple(map(tuple, nodes.values()))
+
+
+def discover(group: dist.ProcessGroup, node_size: int | None = None) -> Topology:
+    """Find the nodes of `group` and make the groups of its hops; every rank of `group` calls it, in the same order.
+
+    node_size: ranks of a node by their number in the whole job (rank // node_size); None compares host names.
+    """
+    name = socket.gethostname() if node_size is None else dist.get_rank() // node_size
+    names: list[object] = [None] * group.size()
+    dist.all_gather_object(names, name, group=group)
+    nodes = group_by_node(names)
+    ranks = dist.get_process_group_ranks(group)
+    rank = group.rank()
+    flat_group = _own_group(ranks, group)
+    if shape(nodes) != "two-level":
+        return Topology(nodes, rank, flat_group, None, None)
+    node = next(members for members in nodes if rank in members)
+    place = [members[node.index(rank)] for members in nodes]
+    intra, inter = (_own_group([ranks[member] for member in members], group) for members in (node, place))
+    return Topology(nodes, rank, flat_group, intra, inter)
+
+
+def _own_group(ranks: list[int], like: dist.ProcessGroup) -> dist.ProcessGroup:
+    """A new group that only its own ranks take part in making, on the backend and with the time-out of `like`."""
+    timeout = _timeout(like)
+    return dist.new_group(ranks, timeout=timeout, backend=dist.get_backend(like), use_local_synchronization=True)
+
+
+def _timeout(group: dist.ProcessGroup) -> timedelta | None:
+    backend = next(iter(group._device_types), None)
+    options = getattr(group._get_backend(backend), "options", None) if backend else None
+    return getattr(options, "_timeout", None)
