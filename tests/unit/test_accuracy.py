@@ -26,7 +26,7 @@ def in_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _outcome(variant: str, seed: int, loss: float) -> Outcome:
-    metrics = RunMetrics(variant, [1, 2], [7.0, loss], [(2, loss)], [1.0, 1.0], [1.0, 1.0])
+    metrics = RunMetrics(variant, [1, 2], [7.0, loss], [(2, loss)], [1.0, 1.0], [1.0, 1.0], [])
     return Outcome(variant, seed, metrics)
 
 
