@@ -8,15 +8,8 @@ import torch.distributed as dist
 from parallel_launch import parallel_launch
 
 from sdp4bit_patches.config import PRESETS, CommConfig
-from tools.bench_collectives import (
-    Peer,
-    Quantized,
-    Tensors,
-    all_gather_peers,
-    count_bytes,
-    reduce_scatter_peers,
-    results,
-)
+from tools.bench_collectives import count_bytes, results
+from tools.collective_rows import Peer, Quantized, Tensors, all_gather_peers, reduce_scatter_peers
 from tools.link_bytes import sent_bytes
 
 SIZE = 4 * 2**12
