@@ -121,7 +121,8 @@ def quickstart(options: Namespace) -> None:
     processes = options.nproc_per_node or default_num_processes()
     # A mistake is told here, once, and not under torchrun's own report of its ranks.
     runs = [validate_args(parse_args(["--config", config]), processes) for config in options.config]
-    prepare_data(runs[0].vocab_size)
+    if not runs[0].mock_data:
+        prepare_data(runs[0].vocab_size)
     if options.data_only:
         return
     for config, args in zip(options.config, runs, strict=True):
