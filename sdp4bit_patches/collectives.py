@@ -148,8 +148,9 @@ class QuantizedReduceScatter:
         multiple = math.lcm(*(message_format.group_size for message_format in self.formats))
         pieces = [wire.split_shards([self.shard_size] * self.topology.size, num_chunks, multiple)]
         if self.exact:
-            nothing = [[wire.Piece(0, 0, 0)] * self.topology.size] * (num_chunks - 1)
-            pieces.append(wire.split_shards(self.exact.counts, 1, EXACT_FORMAT.group_size) + nothing)
+            [first] = wire.split_shards(self.exact.counts, 1, EXACT_FORMAT.group_size)
+            nothing = [piece._replace(num_elements=0) for piece in first]
+            pieces.append([first, *[nothing] * (num_chunks - 1)])
         return pieces
 
     def _streams(self, hop: int) -> list[Stream]:
