@@ -11,7 +11,8 @@ exchanged inside them:
     5 dequantize_reduce            sum over the nodes, inverse Hadamard
 
 Elements that travel exactly ride in the same payload as a second stream of 32-bit messages, so a hop stays one
-collective. Sums run over the ranks of a node, then over the nodes, both in ascending order: the same bits every time.
+collective. Sums run over the ranks of a node, then over the ranks in one place on every node, both in ascending
+order: the same bits every time.
 """
 
 from __future__ import annotations
@@ -167,8 +168,9 @@ class QuantizedReduceScatter:
         topology = self.topology
         inside = wire.two_level_destinations(topology.nodes)
         between = [[shard] for shard in inside[topology.local_rank]]
+        place = between.index([topology.rank])
         first = _Hop(self._streams(0), inside, topology.local_rank, topology.intra_group, device)
-        return [first, _Hop(self._streams(1), between, topology.node, topology.inter_group, device)]
+        return [first, _Hop(self._streams(1), between, place, topology.inter_group, device)]
 
     def _of_own_shard(self, stream: int, received: codec.PreparedLayout, device: torch.device) -> codec.PreparedLayout:
         begin = self.exact.offsets[self.topology.rank] if stream else self.topology.rank * self.shard_size
@@ -182,7 +184,7 @@ class QuantizedReduceScatter:
             return _by_link(topology, self._hops[0].bytes_to)
         inside, between = self._hops
         intra = sum(inside.bytes_to(place) for place in range(len(topology.nodes[0])) if place != inside.place)
-        inter = sum(between.bytes_to(node) for node in range(len(topology.nodes)) if node != between.place)
+        inter = sum(between.bytes_to(place) for place in range(len(topology.nodes)) if place != between.place)
         return LinkBytes(intra, inter)
 
     def run(self, output: Tensor, input: Tensor, scratch: Scratch, rounding: Rounding = round_to_nearest) -> None:
