@@ -7,18 +7,13 @@ from typing import Any
 import torch
 from megatron.core import parallel_state
 from megatron.core.distributed.param_and_grad_buffer import _ParamAndGradBucketGroup
-from megatron.core.rerun_state_machine import get_rerun_state_machine
 
 from sdp4bit_patches import refusals
 from sdp4bit_patches.bucket_messages import BucketMessages
 from sdp4bit_patches.exact_slices import travels_exactly
 from sdp4bit_patches.progress import Handle
 from sdp4bit_patches.session import Session
-
-
-def current_step() -> int:
-    """The training step, from 1 on, as megatron-core's own counter has it in every training script."""
-    return max(get_rerun_state_machine().current_iteration, 0)
+from sdp4bit_patches.training_step import current_step
 
 
 class QuantizedBucketGroup(_ParamAndGradBucketGroup):
@@ -57,7 +52,7 @@ class QuantizedBucketGroup(_ParamAndGradBucketGroup):
 
     def start_grad_sync(self, force_all_reduce: bool | None = False) -> None:
         """Start the quantized reduce-scatter; see megatron-core's method for when."""
-        step = current_step()
+        step = current_step(self.session)
         if not self._reduces_quantized(step, force_all_reduce):
             return super().start_grad_sync(force_all_reduce=force_all_reduce)
         if self.is_first_batch and self.grad_reduce_handle is not None:
@@ -85,7 +80,8 @@ class QuantizedBucketGroup(_ParamAndGradBucketGroup):
         if force_all_reduce:
             refusals.check_fallback(config, "megatron-core asked for an all-reduce of the gradients, which is exact")
             return False
-        return step - 1 >= config.gradients_quantization_start_iteration
+        # Iterations count from 0, steps from 1.
+        return max(step - 1, 0) >= config.gradients_quantization_start_iteration
 
     def _check_grads_as_configured(self) -> None:
         config = self.ddp_config

@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
-from megatron.core.rerun_state_machine import get_rerun_state_machine
 from torch import Tensor
 
 from sdp4bit_patches import refusals
 from sdp4bit_patches.session import Session
+from sdp4bit_patches.training_step import current_step
 from sdp4bit_patches.weight_difference import WeightDifference
 
 
@@ -40,6 +40,9 @@ class QuantizedDistributedOptimizer(DistributedOptimizer):
         for chunk in self.model_chunks:
             for bucket_group in chunk.bucket_groups + chunk.expert_parallel_bucket_groups:
                 bucket_group.prepare()
+        if self.session.on_ready:
+            self.session.on_ready(self.model_chunks)
+            self.session.on_ready = None
 
     def _mains_by_bucket(self) -> dict[tuple[int, int], list[tuple[Tensor, Any]]]:
         """Main parameters with their range in the bucket, of 16-bit parameters that this rank owns a part of."""
@@ -71,8 +74,16 @@ class QuantizedDistributedOptimizer(DistributedOptimizer):
 
         fp32 parameters are their own main parameters: for them there is nothing to do.
         """
-        step = get_rerun_state_machine().current_iteration
+        step = current_step(self.session)
         for difference in self._differences:
             difference.publish(step)
         for shard, main in self._copied:
             shard.copy_(main)
+
+    def step_with_ready_grads(self) -> bool:
+        """megatron-core's step, after which whoever watches is told."""
+        succeeded = super().step_with_ready_grads()
+        if self.session.on_step:
+            self.session.on_step(current_step(self.session))
+        self.session.num_steps += 1
+        return succeeded

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -25,10 +26,15 @@ class Session:
     def __init__(self, config: CommConfig) -> None:
         self.config = config
         self.telemetry = Telemetry(config.log_compression_interval)
+        # Called with the model chunks when all messages are planned, and after every optimizer step.
+        self.on_ready: Callable[[list[Any]], None] | None = None
+        self.on_step: Callable[[int], None] | None = None
         self._progress: ThreadProgress | StreamProgress | None = None
         self._scratch: Scratch | None = None
         self._topologies: dict[tuple[int, ...], Topology] = {}
         self._num_buckets = 0
+        # Optimizer steps since the start.
+        self.num_steps = 0
 
     def progress(self, device: torch.device) -> ThreadProgress | StreamProgress:
         """The one place where communication runs."""
