@@ -13,7 +13,7 @@ from typing import Any
 
 from sdp4bit_patches.config import CommConfig
 
-__all__ = ["CommConfig", "install", "report_lines", "step_metrics", "uninstall"]
+__all__ = ["CommConfig", "install", "installed_session", "report_lines", "step_metrics", "uninstall"]
 
 _session: Any = None
 
@@ -25,10 +25,10 @@ def install(config: CommConfig) -> None:
         RuntimeError: another configuration is installed; call `uninstall` first.
     """
     global _session
-    if _session is not None:
-        raise RuntimeError("a configuration is installed already: call sdp4bit_patches.uninstall() first")
     if config.is_baseline:
         return
+    if _session is not None:
+        raise RuntimeError("a configuration is installed already: call sdp4bit_patches.uninstall() first")
     from sdp4bit_patches import seams
     from sdp4bit_patches.session import Session
 
@@ -44,6 +44,11 @@ def uninstall() -> None:
 
         seams.restore()
         _session = None
+
+
+def installed_session() -> Any:
+    """What an installed configuration shares, for those who watch it; None where nothing is replaced."""
+    return _session
 
 
 def report_lines(model_chunks: list[Any]) -> list[str]:

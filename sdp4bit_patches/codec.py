@@ -147,7 +147,7 @@ def _check_payload(name: str, payload: Tensor, layout: PreparedLayout, num_dims:
     _require(flat, f"{name} has shape {tuple(payload.shape)}, strides {payload.stride()}: use {shapes}")
     enough = payload.shape[-1] >= layout.num_bytes and payload.shape[0] >= num_dims - 1
     _require(enough, f"{name} has shape {tuple(payload.shape)}, its layout needs {layout.num_bytes} bytes a source")
-    aligned = payload.data_ptr() % ALIGNMENT == 0 and (num_dims == 1 or payload.stride(0) % ALIGNMENT == 0)
+    aligned = payload.data_ptr() % ALIGNMENT == 0 and (num_dims == 1 or _row_stride(payload) % ALIGNMENT == 0)
     _require(aligned, f"{name} starts at an address (or has rows) off 16 bytes: allocate whole multiples of 16")
 
 
@@ -216,7 +216,7 @@ def dequantize_reduce(payloads: Tensor, output: Tensor, layout: PreparedLayout) 
     _check_elements("output", output, layout, ANY_TYPE)
     if layout.module is None:
         return reference.dequantize_reduce(payloads, output, layout.layout)
-    sources = (payloads.data_ptr(), payloads.stride(0), payloads.shape[0])
+    sources = (payloads.data_ptr(), _row_stride(payloads), payloads.shape[0])
     with _on_device(layout):
         target = (output.data_ptr(), TYPES[output.dtype], layout.native, _execution(layout))
         layout.module.dequantize_reduce(*sources, *target)
@@ -238,10 +238,15 @@ def dequantize_reduce_quantize(
     _check_same_ranges(layout, output_layout)
     if layout.module is None:
         return reference.dequantize_reduce_quantize(payloads, payload, layout.layout, output_layout.layout, rounding)
-    sources = (payloads.data_ptr(), payloads.stride(0), payloads.shape[0], payload.data_ptr())
+    sources = (payloads.data_ptr(), _row_stride(payloads), payloads.shape[0], payload.data_ptr())
     names = (layout.native, output_layout.native, _rounding(output_layout, rounding), _execution(layout))
     with _on_device(layout):
         layout.module.dequantize_reduce_quantize(*sources, *names)
+
+
+def _row_stride(payloads: Tensor) -> int:
+    """Bytes from one source to the next; torch says 1 for rows without bytes, those of an empty chunk."""
+    return payloads.stride(0) if payloads.shape[1] else 0
 
 
 def _check_same_ranges(layout: PreparedLayout, output_layout: PreparedLayout) -> None:

@@ -11,7 +11,8 @@ exchanged inside them:
     5 dequantize_reduce            sum over the nodes, inverse Hadamard
 
 Elements that travel exactly ride in the same payload as a second stream of 32-bit messages, so a hop stays one
-collective. Sums run over the ranks of a node, then over the nodes, both in ascending order: the same bits every time.
+collective. Sums run over the ranks of a node, then over the ranks in one place on every node, both in ascending
+order: the same bits every time.
 """
 
 from __future__ import annotations
@@ -148,8 +149,9 @@ class QuantizedReduceScatter:
         multiple = math.lcm(*(message_format.group_size for message_format in self.formats))
         pieces = [wire.split_shards([self.shard_size] * self.topology.size, num_chunks, multiple)]
         if self.exact:
-            nothing = [[wire.Piece(0, 0, 0)] * self.topology.size] * (num_chunks - 1)
-            pieces.append(wire.split_shards(self.exact.counts, 1, EXACT_FORMAT.group_size) + nothing)
+            [first] = wire.split_shards(self.exact.counts, 1, EXACT_FORMAT.group_size)
+            nothing = [piece._replace(num_elements=0) for piece in first]
+            pieces.append([first, *[nothing] * (num_chunks - 1)])
         return pieces
 
     def _streams(self, hop: int) -> list[Stream]:
@@ -166,8 +168,9 @@ class QuantizedReduceScatter:
         topology = self.topology
         inside = wire.two_level_destinations(topology.nodes)
         between = [[shard] for shard in inside[topology.local_rank]]
+        place = between.index([topology.rank])
         first = _Hop(self._streams(0), inside, topology.local_rank, topology.intra_group, device)
-        return [first, _Hop(self._streams(1), between, topology.node, topology.inter_group, device)]
+        return [first, _Hop(self._streams(1), between, place, topology.inter_group, device)]
 
     def _of_own_shard(self, stream: int, received: codec.PreparedLayout, device: torch.device) -> codec.PreparedLayout:
         begin = self.exact.offsets[self.topology.rank] if stream else self.topology.rank * self.shard_size
@@ -181,7 +184,7 @@ class QuantizedReduceScatter:
             return _by_link(topology, self._hops[0].bytes_to)
         inside, between = self._hops
         intra = sum(inside.bytes_to(place) for place in range(len(topology.nodes[0])) if place != inside.place)
-        inter = sum(between.bytes_to(node) for node in range(len(topology.nodes)) if node != between.place)
+        inter = sum(between.bytes_to(place) for place in range(len(topology.nodes)) if place != between.place)
         return LinkBytes(intra, inter)
 
     def run(self, output: Tensor, input: Tensor, scratch: Scratch, rounding: Rounding = round_to_nearest) -> None:
@@ -227,6 +230,24 @@ class QuantizedReduceScatter:
             names = rounding(sent.layout.format, 1)
             codec.dequantize_reduce_quantize(rows, buffers[1].send[chunk], received, sent, names)
         return between.start(chunk, buffers[1])
+
+
+class PlainReduceScatter:
+    """Reduce-scatters a bucket in `dtype`, in one hop; summed in fp32, in the order of the ranks."""
+
+    def __init__(self, num_elements: int, topology: Topology, dtype: torch.dtype) -> None:
+        self._topology, self._dtype = topology, dtype
+        self.scratch_sizes = [wire.align(num_elements * dtype.itemsize)]
+        self._num_elements = num_elements
+
+    def run(self, output: Tensor, input: Tensor, scratch: Scratch) -> None:
+        """Sum `input` [num_elements] of `dtype` over the ranks into fp32 `output` [shard]."""
+        [memory] = scratch.parts(self.scratch_sizes)
+        received = memory[: self._num_elements * self._dtype.itemsize].view(self._dtype)
+        dist.all_to_all_single(received, input, group=self._topology.flat_group)
+        output.zero_()
+        for row in received.view(self._topology.size, -1):
+            output.add_(row)
 
 
 def _only_format(topology: Topology, intra: MessageFormat, inter: MessageFormat) -> MessageFormat:

@@ -215,11 +215,12 @@ def plan_exchange(streams: Sequence[Stream], destinations: Sequence[Sequence[int
 
 
 def two_level_destinations(nodes: Sequence[Sequence[int]]) -> list[list[int]]:
-    """The shards that local rank l collects inside a node: those of the ranks in l's place on every node.
+    """The shards that local rank l collects inside a node: those of the ranks in l's place on every node, ascending
+    as the ranks of a process group are (where ranks are not placed in a row, that is not the order of the nodes).
 
     nodes[n][l] is the shard of the l-th rank of node n; all nodes have as many ranks.
     """
-    return [[node[local] for node in nodes] for local in range(len(nodes[0]))]
+    return [sorted(node[local] for node in nodes) for local in range(len(nodes[0]))]
 
 
 @dataclass(frozen=True)

@@ -98,6 +98,10 @@ def test_two_level_destinations_follow_the_nodes_whatever_the_order_of_ranks() -
     assert wire.two_level_destinations([[0, 2], [1, 3]]) == [[0, 1], [2, 3]]
 
 
+def test_two_level_destinations_are_in_the_order_of_the_ranks_in_a_process_group() -> None:
+    assert wire.two_level_destinations([[0, 5], [1, 4], [2, 3]]) == [[0, 1, 2], [3, 4, 5]]
+
+
 def test_exact_elements_follow_the_message_of_their_shard() -> None:
     fmt = MessageFormat(4, 2048)
     pieces = [Piece(0, 4096, 0), Piece(4096, 4096, 4096)]

@@ -1,0 +1,182 @@
+"""Single properties of the quantized reduce-scatter, each on four ranks of two emulated nodes or of one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+
+import pytest
+import torch
+from collective_oracle import Case, gathered, reduce_scattered, same_bits, transformed
+from collective_runs import discover, reduce_scatter
+from parallel_launch import parallel_launch
+from torch import Tensor
+
+from sdp4bit_patches.collectives import EXACT_FORMAT, QuantizedAllGather, QuantizedReduceScatter
+from sdp4bit_patches.topology import Topology, group_by_node
+from sdp4bit_patches.wire import MessageFormat
+
+IDENTITY = MessageFormat(32, 128)
+INTRA, INTER = MessageFormat(8, 128, hadamard=32), MessageFormat(4, 128, hadamard=32)
+BASE = Case("aabb", 1000, INTRA, INTER, num_chunks=2, exact=((1500, 1600),))
+CASES = {
+    "sdp4bit": BASE,
+    "identity": replace(BASE, intra=IDENTITY, inter=IDENTITY, exact=()),
+    "other inter group": replace(BASE, inter=replace(INTER, group_size=512)),
+    "exact codes": Case("aabb", 512, replace(INTRA, hadamard=0), replace(INTER, hadamard=0), num_chunks=2),
+    "one node, Hadamard, group 512": Case("aaaa", 1024, replace(INTRA, group_size=512), INTER),
+    "one node, Hadamard, group 2048": Case("aaaa", 2048, replace(INTRA, group_size=2048), INTER),
+    "stochastic": replace(BASE, rounding="stochastic"),
+}
+# Where rank 1 puts it: among the quantized elements of rank 2's shard, and among the exact ones of rank 1's.
+BROKEN = {"quantized": 2100, "exact": 1550}
+
+
+def _with_broken(value: str, place: int) -> Tensor:
+    gradients = BASE.gradients()
+    gradients[1, place] = float(value)
+    return gradients
+
+
+def _representable() -> Tensor:
+    """Integers in -7..7 with a 7 in every group, summing over any ranks to what 8 and 4 bits hold without an error.
+
+    Rank 0 has the numbers, the others zeros: so both hops' codes are the numbers themselves, each in its own place.
+    """
+    generator = torch.Generator().manual_seed(5)
+    gradients = torch.zeros(4, CASES["exact codes"].num_elements)
+    gradients[0] = torch.randint(-7, 8, (gradients.shape[1],), generator=generator).float()
+    gradients[0, ::128] = 7
+    return gradients
+
+
+def all_cases() -> dict[object, Tensor]:
+    """What a rank has of every case."""
+    ranks = {hosts: discover(hosts) for hosts in ("aabb", "aaaa")}
+    outputs: dict[object, Tensor] = {}
+    for name, case in CASES.items():
+        values = _representable() if name == "exact codes" else None
+        outputs[name] = reduce_scatter(case, ranks[case.hosts], values).output
+    for value in ("nan", "inf"):
+        for name, place in BROKEN.items():
+            outputs[name, value] = reduce_scatter(BASE, ranks["aabb"], _with_broken(value, place)).output
+    return outputs
+
+
+@cache
+def _launched() -> list[dict[object, Tensor]]:
+    return parallel_launch(4, all_cases, timeout_s=120)
+
+
+def _bucket(name: object) -> Tensor:
+    return torch.cat([outputs[name] for outputs in _launched()])
+
+
+def test_identity_is_the_exact_sum_inside_the_nodes_then_between_them() -> None:
+    rows = CASES["identity"].gradients()
+    expected = (rows[0] + rows[1]) + (rows[2] + rows[3])
+    assert same_bits(_bucket("identity"), expected)
+    in_another_order = ((rows[0] + rows[1]) + rows[2]) + rows[3]
+    assert not same_bits(_bucket("identity"), in_another_order), "the order of the sum shows"
+
+
+def test_what_the_codes_hold_exactly_arrives_exactly_each_element_in_its_place() -> None:
+    gradients = _representable()
+    assert torch.allclose(_bucket("exact codes"), gradients[0], rtol=1e-6, atol=0)
+    swapped = gradients[0].view(-1, 128).flip(0).reshape(-1)
+    assert not torch.allclose(_bucket("exact codes"), swapped, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("name", ["one node, Hadamard, group 512", "one node, Hadamard, group 2048"])
+def test_a_single_hop_with_hadamard_is_right_for_groups_over_128(name: str) -> None:
+    case, result = CASES[name], _bucket(name)
+    exact = case.gradients().sum(0)
+    assert same_bits(result, reduce_scattered(case))
+    # A block that is not transformed back (or twice) would be off by its own size, and by a factor of 32.
+    limit = 4 * _largest_step(case) * case.num_ranks
+    errors = (result - exact).abs()
+    assert errors.max() < limit
+    assert (transformed(result, 32) / 32 - exact).abs().max() > 10 * limit, "the limit tells H x from x"
+
+
+def _largest_step(case: Case) -> float:
+    """The distance between two neighbouring values, in the group with the largest transformed gradient."""
+    return float(transformed(case.gradients().view(-1), 32).abs().max()) / 127 / 32**0.5
+
+
+def test_the_group_size_between_nodes_is_used() -> None:
+    """A published implementation ignores it: then these two would be equal."""
+    assert not same_bits(_bucket("sdp4bit"), _bucket("other inter group"))
+    assert same_bits(_bucket("other inter group"), reduce_scattered(CASES["other inter group"]))
+
+
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_one_ranks_nan_or_infinity_reaches_the_owner(value: str) -> None:
+    quantized, exact = _bucket(("quantized", value)), _bucket(("exact", value))
+    assert quantized[BROKEN["quantized"]].isnan()
+    # It takes its own group along, in shards of 1,000 elements that begin at 2,000, and nothing else.
+    broken = (~quantized.isfinite()).nonzero().flatten()
+    assert broken.min() >= 2000 and broken.max() < 2128
+    assert (~exact.isfinite()).nonzero().flatten().tolist() == [BROKEN["exact"]]
+    assert not exact[BROKEN["exact"]].isfinite()
+
+
+def test_stochastic_rounding_differs_from_nearest_and_equals_its_oracle() -> None:
+    assert same_bits(_bucket("stochastic"), reduce_scattered(CASES["stochastic"]))
+    assert not same_bits(_bucket("stochastic"), _bucket("sdp4bit"))
+    assert not same_bits(_bucket("stochastic"), reduce_scattered(replace(CASES["stochastic"], rounding="nearest")))
+
+
+def test_the_comparison_sees_other_nodes_another_order_and_another_scale() -> None:
+    """Negative controls of every comparison with the oracle."""
+    result = _bucket("sdp4bit")
+    assert same_bits(result, reduce_scattered(BASE))
+    interleaved = group_by_node("abab")
+    assert not same_bits(result, reduce_scattered(BASE, nodes=interleaved))
+    assert not same_bits(result, reduce_scattered(BASE, BASE.gradients()[[2, 1, 0, 3]]))
+    halved = BASE.gradients()
+    halved[3] *= 0.5
+    assert not same_bits(result, reduce_scattered(BASE, halved))
+    for other in (replace(BASE, exact=()), replace(BASE, intra=replace(INTRA, group_size=64))):
+        assert not same_bits(result, reduce_scattered(other))
+
+
+def test_the_oracle_of_the_gather_sees_a_shard_in_another_place() -> None:
+    model, main = torch.zeros(4000), torch.randn(4000, generator=torch.Generator().manual_seed(1))
+    form = MessageFormat(4, 128)
+    swapped = torch.cat(list(main.split(1000))[::-1])
+    assert not same_bits(gathered(BASE, model, main, form), gathered(BASE, model, swapped, form))
+
+
+def _planned(num_elements: int, hosts: str = "aabb") -> list[QuantizedReduceScatter | QuantizedAllGather]:
+    """Plans of SDP4Bit's published formats for a bucket, made without any process group."""
+    nodes, device = Topology(group_by_node(hosts), 0, None, None, None), torch.device("cpu")
+    scatter = QuantizedReduceScatter(num_elements, nodes, INTRA, INTER, device, num_chunks=8)
+    return [scatter, QuantizedAllGather(num_elements, nodes, MessageFormat(4, 2048), torch.bfloat16, device)]
+
+
+def test_a_large_buckets_messages_are_as_small_as_published() -> None:
+    """4.25 bits a gradient and 4.016 a weight, and what the last groups are filled with."""
+    num_elements = 16 * 2**20
+    scatter, gather = _planned(num_elements)
+    shard = num_elements // 4
+    assert 8 * scatter.link_bytes.intra / (2 * shard) <= 8.27
+    assert 8 * scatter.link_bytes.inter / shard <= 4.27
+    assert 8 * gather.link_bytes.inter / (2 * shard) <= 4.02
+    exact = QuantizedReduceScatter(num_elements, scatter.topology, EXACT_FORMAT, EXACT_FORMAT, torch.device("cpu"))
+    assert 8 * exact.link_bytes.inter / shard == 32, "the bound is one that an uncompressed exchange misses"
+
+
+def test_the_planned_bytes_follow_from_the_size_of_one_message() -> None:
+    """Two nodes of two: inside, the other local rank's two shards; between, the other node's one."""
+    scatter, gather = _planned(4 * 8 * 128 * 5)
+    chunk = 128 * 5
+    assert scatter.link_bytes.intra == 8 * 2 * INTRA.num_bytes(chunk)
+    assert scatter.link_bytes.inter == 8 * INTER.num_bytes(chunk)
+    message = MessageFormat(4, 2048).num_bytes(8 * chunk)
+    assert (gather.link_bytes.intra, gather.link_bytes.inter) == (message, 2 * message)
+
+
+def test_a_bucket_that_does_not_split_into_equal_shards_is_refused() -> None:
+    with pytest.raises(ValueError, match="4001 elements do not split among 4 ranks: pad the bucket"):
+        _planned(4001)

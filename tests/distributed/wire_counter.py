@@ -1,0 +1,44 @@
+"""Counts what really goes through torch.distributed, by the link it takes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor
+
+
+class WireCounter:
+    """Stands in for `torch.distributed` in a module, and adds up the bytes that this rank sends to other ranks.
+
+    hosts: one letter a rank of the whole job, naming its node.
+    """
+
+    def __init__(self, hosts: str) -> None:
+        self.hosts, self.intra, self.inter, self.num_calls = hosts, 0, 0, 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(dist, name)
+
+    def _count(self, destination: int, num_bytes: int) -> None:
+        if destination != dist.get_rank():
+            near = self.hosts[destination] == self.hosts[dist.get_rank()]
+            self.intra += num_bytes * near
+            self.inter += num_bytes * (not near)
+
+    def all_to_all_single(
+        self, output: Tensor, input: Tensor, output_splits: list[int], input_splits: list[int], **more: Any
+    ) -> Any:
+        """Counts what each destination gets."""
+        assert sum(input_splits) == len(input), "all of the input is sent"
+        for rank, split in zip(dist.get_process_group_ranks(more["group"]), input_splits, strict=True):
+            self._count(rank, split * input.element_size())
+        self.num_calls += 1
+        return dist.all_to_all_single(output, input, output_splits, input_splits, **more)
+
+    def all_gather_into_tensor(self, output: Tensor, input: Tensor, **more: Any) -> Any:
+        """Counts the whole input once for each other rank."""
+        for rank in dist.get_process_group_ranks(more["group"]):
+            self._count(rank, input.nbytes)
+        self.num_calls += 1
+        return dist.all_gather_into_tensor(output, input, **more)
