@@ -3,31 +3,40 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from tools.accuracy_statistics import Comparison, Outcome
 from tools.experiment import Experiment
 from tools.plot_runs import COLORS, MARKERS, smooth
 
+# Of a scale of differences, in %.
+TICKS = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0)
+
 
 def draw_curves(experiment: Experiment, outcomes: Sequence[Outcome], path: Path) -> None:
     """Left the training loss of every variant, right its difference from the reference in %; means over the seeds."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
+    differences: list[float] = []
     curves = {v.name: _mean_curve([o for o in outcomes if o.variant == v.name]) for v in experiment.variants}
     reference = curves[experiment.reference]
     width, narrow = (len(reference) // share // 2 * 2 + 1 for share in (10, 40))
     for index, (name, curve) in enumerate(curves.items()):
         color, steps = COLORS[index % len(COLORS)], np.arange(1, len(curve) + 1)
         left.plot(steps, smooth(curve, narrow), color=color, linewidth=1.6, label=name)
-        right.plot(steps, smooth(100 * (curve / reference - 1), width), color=color, linewidth=1.6)
+        difference = smooth(100 * (curve / reference - 1), width)
+        right.plot(steps, difference, color=color, linewidth=1.6)
+        differences += difference.tolist()
     _dress(left, f"Training loss, mean over {narrow} steps", "step", "loss (nats per token)")
     title = f"Difference from {experiment.reference}, mean over {width} steps"
-    _dress(right, title, "step", "difference of the training loss (%)")
+    _dress(right, title, "step", "difference (%); logarithmic beyond 1")
+    _stretch(right.yaxis, _limits(differences))
     left.legend(frameon=False)
     figure.savefig(path, dpi=150, format="png")
     plt.close(figure)
@@ -41,7 +50,7 @@ def draw_differences(experiment: Experiment, comparisons: Sequence[Comparison], 
     """A row for each variant but the reference: a point for each seed, a line for the mean, a band for the demand."""
     rows = [comparison for comparison in comparisons if comparison.variant.name != experiment.reference]
     figure, axes = plt.subplots(figsize=(9, 1.4 + 0.7 * len(rows)), layout="constrained")
-    axes.set_xlim(*_limits(rows))
+    _stretch(axes.xaxis, _limits(value for row in rows for value in (*row.differences, *_demanded(row))))
     for height, row in enumerate(rows):
         _draw_demand(axes, row, height)
         axes.plot([row.mean] * 2, [height - 0.3, height + 0.3], color="black", linewidth=2)
@@ -53,18 +62,16 @@ def draw_differences(experiment: Experiment, comparisons: Sequence[Comparison], 
     axes.set_yticks(range(len(rows)), [row.variant.name for row in rows])
     axes.invert_yaxis()
     title = "Difference of the validation loss; line: mean, green: what is demanded of it"
-    _dress(axes, title, f"difference from {experiment.reference} (%), above 0 is worse", None)
+    _dress(axes, title, f"difference from {experiment.reference} (%), above 0 is worse; logarithmic beyond 1", None)
     figure.legend(frameon=False, loc="outside right upper")
     figure.savefig(path, dpi=150, format="png")
     plt.close(figure)
 
 
-def _limits(rows: Sequence[Comparison]) -> tuple[float, float]:
-    """Every point and the inner edge of every demand, with some room; NaN has no place."""
-    values = [0.0, *(value for row in rows for value in row.differences if math.isfinite(value))]
-    values += [edge for row in rows for edge in _demanded(row) if math.isfinite(edge)]
-    room = 0.1 * (max(values) - min(values) or 1.0)
-    return min(values) - room, max(values) + room
+def _limits(values: Iterable[float]) -> tuple[float, float]:
+    """Around 0 and all values, with some room; those that are infinite or NaN have no place."""
+    shown = [0.0, *(value for value in values if math.isfinite(value))]
+    return min(shown) * 1.2 - 0.05, max(shown) * 1.2 + 0.05
 
 
 def _demanded(row: Comparison) -> tuple[float, float]:
@@ -78,6 +85,16 @@ def _draw_demand(axes: Axes, row: Comparison, height: int) -> None:
     begin, end = np.clip(_demanded(row), *axes.get_xlim())
     if row.verdict:
         axes.barh(height, end - begin, left=begin, height=0.8, color="#009E73", alpha=0.18)
+
+
+def _stretch(axis: Axis, limits: tuple[float, float]) -> None:
+    """Linear up to 1 %, where the demands on the method lie, and logarithmic beyond, where the controls do."""
+    set_scale = axis.axes.set_xscale if axis.axis_name == "x" else axis.axes.set_yscale
+    set_scale("symlog", linthresh=1.0, linscale=1.5)
+    axis.set_major_locator(FixedLocator([-tick for tick in TICKS] + [0.0, *TICKS]))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_locator(NullLocator())
+    (axis.axes.set_xlim if axis.axis_name == "x" else axis.axes.set_ylim)(*limits)
 
 
 def _dress(axes: Axes, title: str, x: str, y: str | None) -> None:

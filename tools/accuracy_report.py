@@ -46,7 +46,7 @@ def _page(experiment: Experiment, path: Path, comparisons: list[Comparison], out
         "\n\n".join(
             [
                 f"# {experiment.title}",
-                f"`{command}` wrote this page on {_date()} (torch {version('torch')}, megatron-core "
+                f"`{command}` wrote this page on {_date()}\n(torch {version('torch')}, megatron-core "
                 f"{version('megatron-core')}, {platform.machine()}); every number is that run's.",
                 _shape(experiment),
                 table(comparisons),
