@@ -1,4 +1,4 @@
-"""Overlap, parallel layouts and schemes in combination: each trains (tests/unit/test_refusals.py has what is refused)."""
+"""Overlap, parallel layouts and schemes in combination: each trains. The refused ones: tests/unit/test_refusals.py."""
 
 from __future__ import annotations
 
