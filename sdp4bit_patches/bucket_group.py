@@ -29,6 +29,7 @@ class QuantizedBucketGroup(_ParamAndGradBucketGroup):
         super().__init__(buckets, ddp_config, collective_group, collective_group_size)
         refusals.check_ddp_config(self.session.config, ddp_config)
         self.messages: list[BucketMessages] | None = None
+        self.uses_duo = False
 
     def prepare(self) -> None:
         """Plan the messages of all buckets; the optimizer calls it when all exist, in one order on all ranks.
@@ -46,6 +47,7 @@ class QuantizedBucketGroup(_ParamAndGradBucketGroup):
         if self._quantizes_gradients or self._quantizes_weights:
             topology = session.topology(group)
             session.telemetry.lag = int(self._quantizes_weights and self.ddp_config.overlap_param_gather)
+            self.uses_duo = any(hasattr(bucket, "duo") for bucket in self.buckets)
             self.messages = [
                 BucketMessages(session, bucket, topology, _exact_ranges(session, bucket)) for bucket in self.buckets
             ]
@@ -59,6 +61,8 @@ class QuantizedBucketGroup(_ParamAndGradBucketGroup):
             return
         assert self.grad_reduce_handle is None, "a gradient sync of this bucket group is outstanding"
         self._check_grads_as_configured()
+        for bucket in self.buckets if self.uses_duo else ():
+            self.session.duo.make_room(bucket.duo)
         average = self.ddp_config.average_in_collective
         scale = 1.0 / self.intra_distributed_optimizer_instance_size if average else 1.0
 
@@ -91,8 +95,23 @@ class QuantizedBucketGroup(_ParamAndGradBucketGroup):
     def start_param_sync(self, force_sync: bool = False) -> None:
         """Start the quantized all-gather of what the optimizer has published; nothing where it has nothing new."""
         self.prepare()
-        if not self._quantizes_weights:
-            return super().start_param_sync(force_sync=force_sync)
+        if self._quantizes_weights:
+            self._start_quantized_param_sync(force_sync)
+        else:
+            super().start_param_sync(force_sync=force_sync)
+        if self.param_gather_handle is None:
+            self._tell_duo()
+
+    def finish_param_sync(self, skip_next_bucket_dispatch: bool = False) -> None:
+        """megatron-core's; then the second gradient sync may begin."""
+        super().finish_param_sync(skip_next_bucket_dispatch=skip_next_bucket_dispatch)
+        self._tell_duo()
+
+    def _tell_duo(self) -> None:
+        if self.uses_duo:
+            self.session.duo.gathered(self)
+
+    def _start_quantized_param_sync(self, force_sync: bool) -> None:
         if self.param_gather_handle is not None:
             assert force_sync, "a parameter sync of this bucket group is outstanding"
             self.param_gather_handle.wait()

@@ -34,8 +34,9 @@ class BucketMessages:
         self.device = bucket.grad_data.device
         self.exact = ExactSlices(exact_ranges, bucket.grad_data.numel(), topology.size, self.device)
         config = session.config
-        self.reduce_scatter = self._plan_reduce_scatter() if config.quantized_gradients else None
-        measures = session.telemetry.interval > 0 and self.reduce_scatter is not None
+        sends = config.quantized_gradients and not config.sends_no_gradients
+        self.reduce_scatter = self._plan_reduce_scatter() if sends else None
+        measures = session.telemetry.interval > 0 and config.quantized_gradients
         self._exact_reduce_scatter = self._plan_exact_reduce_scatter() if measures else None
         self.all_gather = self._plan_all_gather() if session.quantizes_weights(bucket, topology.size) else None
         plans = [self.reduce_scatter, self._exact_reduce_scatter, self.all_gather]
@@ -100,15 +101,23 @@ class BucketMessages:
         factor = self._bucket.gradient_scaling_factor * scale
         if factor != 1.0:
             gradients *= factor
+        if hasattr(self._bucket, "duo"):
+            self._bucket.duo.keep(gradients)
         scratch = self._session.scratch(self.device)
         telemetry, shard = self._session.telemetry, self._own_shard(gradients)
         exact = torch.empty_like(shard) if telemetry.measures(step) else None
         if exact is not None:
             self._exact_reduce_scatter.run(exact, gradients, scratch)
-        self.reduce_scatter.run(shard, gradients, scratch, self._rounding(step))
-        telemetry.count(step, self.reduce_scatter.link_bytes)
+        self._reduce(shard, gradients, step)
         if exact is not None:
             self._record(step, "gradient", shard, exact)
+
+    def _reduce(self, shard: Tensor, gradients: Tensor, step: int) -> None:
+        if self.reduce_scatter is None:
+            _estimate_alone(shard, gradients, self.topology.size, self._session.config.duo_zero_bit)
+            return
+        self.reduce_scatter.run(shard, gradients, self._session.scratch(self.device), self._rounding(step))
+        self._session.telemetry.count(step, self.reduce_scatter.link_bytes)
 
     def take_published(self) -> int | None:
         """The step whose parameters wait to be sent; None where there are none."""
@@ -135,3 +144,16 @@ class BucketMessages:
         pair = [values.float().index_fill(0, places, 0.0) for values in (sent, exact)]
         name = f"bucket{self._name}_{what}"
         self._session.telemetry.record(step, name, *pair, group=self.topology.flat_group)
+
+
+def _estimate_alone(shard: Tensor, gradients: Tensor, group_size: int, zero_bit: str) -> None:
+    """At 0 bits: make of this rank's own part what the sum over the ranks would be, or zero (`skip`).
+
+    A NaN or Inf anywhere in this rank's gradients makes its shard NaN: nobody else would get to see it.
+    """
+    low, high = gradients.aminmax()
+    if zero_bit == "local":
+        shard.mul_(group_size)
+    else:
+        shard.zero_()
+    shard.add_((high - low) * 0)

@@ -232,6 +232,24 @@ class QuantizedReduceScatter:
         return between.start(chunk, buffers[1])
 
 
+class PlainReduceScatter:
+    """Reduce-scatters a bucket in `dtype`, in one hop; summed in fp32, in the order of the ranks."""
+
+    def __init__(self, num_elements: int, topology: Topology, dtype: torch.dtype) -> None:
+        self._topology, self._dtype = topology, dtype
+        self.scratch_sizes = [wire.align(num_elements * dtype.itemsize)]
+        self._num_elements = num_elements
+
+    def run(self, output: Tensor, input: Tensor, scratch: Scratch) -> None:
+        """Sum `input` [num_elements] of `dtype` over the ranks into fp32 `output` [shard]."""
+        [memory] = scratch.parts(self.scratch_sizes)
+        received = memory[: self._num_elements * self._dtype.itemsize].view(self._dtype)
+        dist.all_to_all_single(received, input, group=self._topology.flat_group)
+        output.zero_()
+        for row in received.view(self._topology.size, -1):
+            output.add_(row)
+
+
 def _only_format(topology: Topology, intra: MessageFormat, inter: MessageFormat) -> MessageFormat:
     return intra if topology.shape == "intra" else inter
 

@@ -13,6 +13,10 @@ from typing import Any
 from sdp4bit_patches.wire import MessageFormat, StochasticRounding
 
 ROUNDINGS = ("stochastic", "nearest")
+ZERO_BIT = ("local", "skip")
+SLOW_CHANNELS = ("host", "device")
+SLOW_DTYPES = ("fp32", "bf16")
+SECOND_MOMENTS = ("state", "updated")
 
 
 def _knob(default: Any, text: str, kind: type | None = None, choices: tuple[Any, ...] | None = None) -> Any:
@@ -44,6 +48,21 @@ class CommConfig:
     node_size: int | None = _knob(None, "ranks of a node, in a row; told from the host names by default", kind=int)
     quantize_all_parameters: bool = _knob(False, "quantize norms and biases too; they travel exactly by default")
     min_quantized_bucket: int = _knob(16384, "buckets with fewer elements travel exactly")
+    fast_slow_grad_reduce: bool = _knob(
+        False, "DUO: reduce every gradient again, exactly, behind the next step's compute"
+    )
+    duo_zero_bit: str = _knob(
+        "local", "at 0 bits: step with one's own gradient, or by momentum alone", choices=ZERO_BIT
+    )
+    duo_slow_channel: str = _knob(
+        "host", "where the exact sync runs: gloo from host memory, or the device", choices=SLOW_CHANNELS
+    )
+    duo_slow_dtype: str = _knob("fp32", "in which form the exact gradients travel", choices=SLOW_DTYPES)
+    duo_fast_second_moment: str = _knob(
+        "state",
+        "second moment of the provisional step: the exact state's, or updated as published",
+        choices=SECOND_MOMENTS,
+    )
     strict_compression: bool = _knob(False, "stop where something would travel uncompressed or in a single hop")
     log_compression_interval: int = _knob(0, "iterations between measurements of error and bytes; 0 for none")
 
@@ -53,23 +72,34 @@ class CommConfig:
         for name in ("gradients_quantization_start_iteration", "min_quantized_bucket", "log_compression_interval"):
             value = getattr(self, name)
             _require(value >= 0, f"{_flag(name)} {value}: use 0 or a positive integer")
-        rounding = self.quantization_rounding
-        _require(rounding in ROUNDINGS, f"--quantization-rounding {rounding}: use one of {', '.join(ROUNDINGS)}")
         direct = self.quantize_weights_directly and not self.quantized_weights
         _require(not direct, "--quantize-weights-directly does nothing without --quantized-weights: add it")
         StochasticRounding(self.quantization_seed, 0)
         self._check_formats()
+        self._check_duo()
 
     def _positive(self) -> dict[str, int]:
         known = {"gradient_alltoall_pipeline": self.gradient_alltoall_pipeline}
         return known | ({} if self.node_size is None else {"node_size": self.node_size})
 
+    def _check_duo(self) -> None:
+        for knob in dataclasses.fields(self):
+            choices, value = knob.metadata["choices"], getattr(self, knob.name)
+            _require(not choices or value in choices, f"{_flag(knob.name)} {value}: use one of {choices}")
+        needs = self.fast_slow_grad_reduce and not self.quantized_gradients
+        _require(not needs, "--fast-slow-grad-reduce corrects quantized gradients: add --quantized-gradients")
+
     def _check_formats(self) -> None:
+        zeros = (self.gradient_quantization_bits_intra == 0) + (self.gradient_quantization_bits_inter == 0)
+        sentence = "--gradient-quantization-bits-intra and -inter are 0 together or not at all: 0 sends no gradients"
+        _require(zeros != 1, sentence)
         for name, group, make in (
             ("weight_quantization_bits", "wq_group_size", lambda: self.weight_format),
             ("gradient_quantization_bits_intra", "gq_group_size_intra", lambda: self.intra_format),
             ("gradient_quantization_bits_inter", "gq_group_size_inter", lambda: self.inter_format),
         ):
+            if getattr(self, name) == 0 and name != "weight_quantization_bits":
+                continue
             try:
                 make()
             except ValueError as error:
@@ -85,6 +115,11 @@ class CommConfig:
     def compresses_weights(self) -> bool:
         """Whether parameters travel in another form than megatron-core's; 32 bits are what it sends anyway."""
         return self.quantized_weights and self.weight_quantization_bits != 32
+
+    @property
+    def sends_no_gradients(self) -> bool:
+        """Whether no gradient travels on the critical path."""
+        return self.quantized_gradients and self.gradient_quantization_bits_inter == 0
 
     @property
     def weight_format(self) -> MessageFormat:
@@ -129,6 +164,9 @@ _TWO_LEVEL = {
     "gq_group_size_inter": 128,
 }
 
+_DUO = {"hadamard_transform": True, "fast_slow_grad_reduce": True}
+_ZERO = {"quantized_gradients": True, "gradient_quantization_bits_intra": 0, "gradient_quantization_bits_inter": 0}
+
 # `--compression NAME`, under the paper's names; configs/schemes/NAME.toml says the same.
 PRESETS: dict[str, dict[str, Any]] = {
     "baseline": {},
@@ -138,6 +176,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     "tlq": _TWO_LEVEL,
     "tlq_hs": _TWO_LEVEL | {"hadamard_transform": True},
     "sdp4bit": _WEIGHTS | _TWO_LEVEL | {"hadamard_transform": True},
+    "duo4bit": _WEIGHTS | _TWO_LEVEL | _DUO,
+    "duo1bit": _WEIGHTS | _TWO_LEVEL | _DUO | {"gradient_quantization_bits_inter": 1, "gq_group_size_inter": 64},
+    "duo0bit": _WEIGHTS | _ZERO | {"fast_slow_grad_reduce": True},
 }
 
 KNOBS = dataclasses.fields(CommConfig)

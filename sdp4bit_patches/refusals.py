@@ -5,6 +5,8 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+import torch
+
 from sdp4bit_patches.config import CommConfig
 
 _DDP = {
@@ -37,6 +39,17 @@ def check_optimizer_config(optimizer_config: Any) -> None:
     """Raise ValueError where megatron-core's optimizer configuration rules compressed parameters out."""
     for name, reason in _OPTIMIZER.items():
         _refuse(getattr(optimizer_config, name, False), f"{reason}; drop it, or do not quantize weights")
+
+
+def check_duo(optimizer: Any, optimizer_config: Any, model_chunks: list[Any]) -> None:
+    """Raise ValueError where the second gradient sync cannot follow what megatron-core does to the first."""
+    check_optimizer_config(optimizer_config)
+    name = f"{type(optimizer).__module__}.{type(optimizer).__name__}"
+    sentence = f"--fast-slow-grad-reduce steps as torch's AdamW does, this run has {name}; uninstall what brought it"
+    _refuse(type(optimizer) is not torch.optim.AdamW, sentence)
+    per_token = any(getattr(chunk.config, "calculate_per_token_loss", False) for chunk in model_chunks)
+    sentence = "--calculate-per-token-loss scales gradients after their sync, the second one would miss it; drop it"
+    _refuse(per_token, f"--fast-slow-grad-reduce with {sentence}")
 
 
 def check_fallback(config: CommConfig, reason: str) -> None:

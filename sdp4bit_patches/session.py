@@ -10,6 +10,7 @@ import torch.distributed as dist
 
 from sdp4bit_patches import topology
 from sdp4bit_patches.config import CommConfig
+from sdp4bit_patches.duo import Duo, DuoBucket
 from sdp4bit_patches.progress import Scratch, StreamProgress, ThreadProgress, make_progress
 from sdp4bit_patches.telemetry import Telemetry
 from sdp4bit_patches.topology import Topology
@@ -32,6 +33,9 @@ class Session:
         self._progress: ThreadProgress | StreamProgress | None = None
         self._scratch: Scratch | None = None
         self._topologies: dict[tuple[int, ...], Topology] = {}
+        self._slow_topologies: dict[tuple[int, ...], Topology] = {}
+        self._slow_groups: dict[tuple[int, ...], dist.ProcessGroup] = {}
+        self._duo: Duo | None = None
         self._num_buckets = 0
         # Optimizer steps since the start.
         self.num_steps = 0
@@ -57,6 +61,38 @@ class Session:
         if ranks not in self._topologies:
             self._topologies[ranks] = topology.discover(group, self.config.node_size)
         return self._topologies[ranks]
+
+    def slow_group(self, group: dist.ProcessGroup) -> dist.ProcessGroup:
+        """The ranks of `group` on the slow channel; all of them ask in the same order."""
+        ranks = dist.get_process_group_ranks(group)
+        if tuple(ranks) not in self._slow_groups:
+            self._slow_groups[tuple(ranks)] = topology.own_group(ranks, group, self._slow_backend)
+        return self._slow_groups[tuple(ranks)]
+
+    @property
+    def _slow_backend(self) -> str | None:
+        return "gloo" if self.config.duo_slow_channel == "host" else None
+
+    @property
+    def duo(self) -> Duo | None:
+        """The second gradient sync; None before the first bucket of it."""
+        return self._duo
+
+    def make_duo_bucket(self, bucket: Any, group: dist.ProcessGroup) -> DuoBucket:
+        """The second sync of a bucket over `group`, on the configured channel."""
+        device = bucket.grad_data.device
+        channel = torch.device("cpu") if self.config.duo_slow_channel == "host" else device
+        ranks = tuple(dist.get_process_group_ranks(group))
+        if ranks not in self._slow_topologies:
+            self._slow_topologies[ranks] = topology.discover(group, self.config.node_size, self._slow_backend)
+        self._duo = self._duo or Duo(channel)
+        dtype = torch.float32 if self.config.duo_slow_dtype == "fp32" else torch.bfloat16
+        return DuoBucket(bucket.grad_data.numel(), self._slow_topologies[ranks], dtype, device, channel)
+
+    def uses_duo(self, bucket: Any, group_size: int) -> bool:
+        """Whether a bucket's gradients are synced a second time: where the first sync is quantized."""
+        has_main = bucket.param_data is not None and bucket.param_data.dtype in QUANTIZED_MODEL_DTYPES
+        return self.config.fast_slow_grad_reduce and has_main and self.quantizes_gradients(bucket, group_size)
 
     def name_bucket(self, bucket: Any) -> int:
         """The bucket's name in the keys of random numbers, the same on all ranks of its group."""

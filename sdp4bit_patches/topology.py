@@ -77,9 +77,10 @@ def group_by_node(names: Sequence[object]) -> tuple[tuple[int, ...], ...]:
     return tuple(map(tuple, nodes.values()))
 
 
-def discover(group: dist.ProcessGroup, node_size: int | None = None) -> Topology:
+def discover(group: dist.ProcessGroup, node_size: int | None = None, backend: str | None = None) -> Topology:
     """Find the nodes of `group` and make the groups of its hops; every rank of `group` calls it, in the same order.
 
+    backend: of the groups that are made; that of `group` by default.
     node_size: ranks of a node by their number in the whole job (rank // node_size); None compares host names.
     """
     name = socket.gethostname() if node_size is None else dist.get_rank() // node_size
@@ -88,19 +89,21 @@ def discover(group: dist.ProcessGroup, node_size: int | None = None) -> Topology
     nodes = group_by_node(names)
     ranks = dist.get_process_group_ranks(group)
     rank = group.rank()
-    flat_group = _own_group(ranks, group)
+    flat_group = own_group(ranks, group, backend)
     if shape(nodes) != "two-level":
         return Topology(nodes, rank, flat_group, None, None)
     node = next(members for members in nodes if rank in members)
     place = [members[node.index(rank)] for members in nodes]
-    intra, inter = (_own_group([ranks[member] for member in members], group) for members in (node, place))
+    intra, inter = (own_group([ranks[member] for member in members], group, backend) for members in (node, place))
     return Topology(nodes, rank, flat_group, intra, inter)
 
 
-def _own_group(ranks: list[int], like: dist.ProcessGroup) -> dist.ProcessGroup:
-    """A new group that only its own ranks take part in making, on the backend and with the time-out of `like`."""
+def own_group(ranks: list[int], like: dist.ProcessGroup, backend: str | None = None) -> dist.ProcessGroup:
+    """A new group that only its own ranks take part in making; time-out and default backend are those of `like`."""
     timeout = _timeout(like)
-    return dist.new_group(ranks, timeout=timeout, backend=dist.get_backend(like), use_local_synchronization=True)
+    return dist.new_group(
+        ranks, timeout=timeout, backend=backend or dist.get_backend(like), use_local_synchronization=True
+    )
 
 
 def _timeout(group: dist.ProcessGroup) -> timedelta | None:

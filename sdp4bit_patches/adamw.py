@@ -1,0 +1,63 @@
+"""AdamW over flat fp32 tensors, in place and out of place.
+
+Operation by operation what torch's AdamW computes for one tensor, so that a run whose second sync is exact ends with
+the bits of a run with torch's own optimizer. Formula: Loshchilov & Hutter 2019 (arXiv 1711.05101), bias-corrected.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class AdamWStep:
+    """The numbers of one step; `step` counts from 1. `scales` are multiplied onto the gradient, one after the other."""
+
+    step: int
+    lr: float
+    beta1: float
+    beta2: float
+    eps: float
+    weight_decay: float
+    scales: tuple[float, ...] = ()
+
+
+def adamw(main: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, gradient: Tensor, step: AdamWStep) -> None:
+    """Advance parameters and moments (all fp32[n]) by `gradient` (fp32[n], which is scaled in place)."""
+    for factor in step.scales:
+        gradient.mul_(factor)
+    main.mul_(1 - step.lr * step.weight_decay)
+    exp_avg.lerp_(gradient, 1 - step.beta1)
+    exp_avg_sq.mul_(step.beta2).addcmul_(gradient, gradient, value=1 - step.beta2)
+    main.addcdiv_(exp_avg, _denominator(exp_avg_sq, step.step, step), value=-step.lr / (1 - step.beta1**step.step))
+
+
+def adamw_provisional(
+    published: Tensor,
+    main: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    gradient: Tensor,
+    step: AdamWStep,
+    update_second_moment: bool,
+) -> None:
+    """Write into `published` what `adamw` would make of `main`; nothing else changes. `gradient` is scaled already.
+
+    update_second_moment: as in `adamw`. Otherwise the second moment is the state's own, from exact gradients only,
+    with its own bias correction; before there is one (step 1) it is updated in any case.
+    """
+    first = torch.lerp(exp_avg, gradient, 1 - step.beta1)
+    if update_second_moment or step.step == 1:
+        second = torch.mul(exp_avg_sq, step.beta2).addcmul_(gradient, gradient, value=1 - step.beta2)
+        denominator = _denominator(second, step.step, step)
+    else:
+        denominator = _denominator(exp_avg_sq, step.step - 1, step)
+    torch.mul(main, 1 - step.lr * step.weight_decay, out=published)
+    published.addcdiv_(first, denominator, value=-step.lr / (1 - step.beta1**step.step))
+
+
+def _denominator(exp_avg_sq: Tensor, count: int, step: AdamWStep) -> Tensor:
+    return (exp_avg_sq.sqrt() / (1 - step.beta2**count) ** 0.5).add_(step.eps)
