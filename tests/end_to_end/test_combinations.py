@@ -24,7 +24,7 @@ LAYOUTS = {
     "gradients in bf16": (2, "--grad-reduce-in-bf16"),
     "averaged in the collective": (2, "--ddp-average-in-collective"),
 }
-SCHEMES = [name for name in PRESETS if name != "baseline"]
+SCHEMES = [name for name, knobs in PRESETS.items() if knobs and not knobs.get("fast_slow_grad_reduce")]
 # Each layout with and without overlap, each time with another scheme; all pairs would take minutes.
 COMBINATIONS = [
     (layout, overlapped, SCHEMES[(index + 3 * overlapped) % len(SCHEMES)])

@@ -11,8 +11,8 @@ from compressed_training import SDP4BIT, look_at_training
 NUM_STEPS = 200
 # Smaller than the tiny model, and cut into several buckets, each with a start and a wait of its own.
 SMALL = (
-    "--num-layers 2 --hidden-size 32 --seq-length 8 --max-position-embeddings 8 --micro-batch-size 1 "
-    "--global-batch-size 8 --lr 1e-3 --overlap-grad-reduce --overlap-param-gather --ddp-bucket-size 6000 "
+    "--num-layers 1 --hidden-size 32 --seq-length 8 --max-position-embeddings 8 --micro-batch-size 1 "
+    "--global-batch-size 4 --lr 1e-3 --overlap-grad-reduce --overlap-param-gather --ddp-bucket-size 4000 "
     "--gradient-alltoall-pipeline 2"
 ).split()
 
