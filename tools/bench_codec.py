@@ -1,6 +1,6 @@
 """Measure the codec against memcpy and against named peers, interleaved in one run.
 
-    python tools/bench_codec.py [--quick | --gate] [--json rows.json] [--threads 2] [--mebibytes 256] [--device cuda]
+    python tools/bench_codec.py [--quick | --gate] [--json rows.json] [--threads 2] [--rounds 9] [--device cuda]
 
 A rate counts the fp32 elements that a kernel handles, 4 bytes each (`dequantize_reduce_quantize_8to4_r4` handles those
 of its four sources), whatever it really reads and writes; memcpy's rate is that of copying one such array by torch's
@@ -52,15 +52,15 @@ def quick_rows(mebibytes: int) -> list[Row]:
     return rows + measure(peers(a), a, 3, 4 * a.n, STARTED + QUICK_UNTIL[1])
 
 
-def cpu_rows(mebibytes: int, num_threads: int) -> list[Row]:
+def cpu_rows(mebibytes: int, num_threads: int, num_rounds: int) -> list[Row]:
     """Every verb, every instruction set, both roundings; the best instruction set with more threads, too."""
     a = Arrays(mebibytes * 2**18, "cpu")
     table, best = verbs(a), codec.best_instruction_set()
     kernels = [kernel for isa in wide_instruction_sets() for kernel in codec_kernels(table, isa, 1)]
-    rows = measure(kernels, a, 15, 4 * a.n)
-    rows += measure([*codec_kernels(table, "scalar", 1), *peers(a)], a, 9, 4 * a.n)
+    rows = measure(kernels, a, num_rounds, 4 * a.n)
+    rows += measure([*codec_kernels(table, "scalar", 1), *peers(a)], a, num_rounds, 4 * a.n)
     if num_threads > 1:
-        rows += measure(codec_kernels(table, best, num_threads), a, 9, 4 * a.n)
+        rows += measure(codec_kernels(table, best, num_threads), a, num_rounds, 4 * a.n)
     return rows
 
 
@@ -113,6 +113,7 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--gate", action="store_true", help="fail where a row is below half of what it has to reach")
     parser.add_argument("--json", type=Path, help="write the rows to this file")
     parser.add_argument("--mebibytes", type=int, default=256, help="size of the fp32 array on the CPU (default 256)")
+    parser.add_argument("--rounds", type=int, default=9, help="measurements of each CPU row (default 9)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="also measure so many threads")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     return parser.parse_args()
@@ -125,7 +126,9 @@ def measured_rows(arguments: argparse.Namespace) -> list[Row]:
         return cuda_rows(arguments.quick)
     if codec.best_instruction_set() == "reference":
         raise SystemExit("the native codec is not built: nothing to measure (install a C++ compiler, reinstall)")
-    return quick_rows(arguments.mebibytes) if arguments.quick else cpu_rows(arguments.mebibytes, arguments.threads)
+    if arguments.quick:
+        return quick_rows(arguments.mebibytes)
+    return cpu_rows(arguments.mebibytes, arguments.threads, arguments.rounds)
 
 
 def main() -> None:

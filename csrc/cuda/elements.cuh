@@ -15,7 +15,8 @@ namespace sdp4bit {
 constexpr int kElements = 8;  // of a thread
 constexpr unsigned kWarp = 0xFFFFFFFFu;
 constexpr float kInverseHadamard = 1.0f / kBlock;
-static_assert(4 * kElements == kElementsPerPhilox, "a thread takes half of a Philox block's bytes, as they are or mirrored");
+static_assert(4 * kElements == kElementsPerPhilox,
+              "a thread takes half of a Philox block's bytes, as they are or mirrored");
 
 struct Elements {
   float value[kElements];
@@ -159,9 +160,8 @@ __device__ __forceinline__ void encode(const Elements& x, float scale, const sdp
     if (rounding.stochastic) random = random_block(rounding, random_index);
 #pragma unroll
     for (int i = 0; i < kElements; ++i) {
-      const int code = rounding.stochastic
-                           ? code_stochastic(x.value[i], inverse_scale, kBits, random_byte(random, i))
-                           : code_to_nearest(x.value[i], inverse_scale, kBits);
+      const int code = rounding.stochastic ? code_stochastic(x.value[i], inverse_scale, kBits, random_byte(random, i))
+                                           : code_to_nearest(x.value[i], inverse_scale, kBits);
       constexpr int kPerByte = 8 / kBits;
       bytes[i / kPerByte] |= static_cast<uint8_t>((code & ((1 << kBits) - 1)) << (kPerByte - 1 - i % kPerByte) * kBits);
     }
