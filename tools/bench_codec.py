@@ -28,6 +28,7 @@ from sdp4bit_patches import codec
 from tools.atomic_files import atomic_files
 from tools.codec_kernels import Arrays, codec_kernels, peers, verbs
 from tools.codec_timing import AT_LEAST, Row, at_least, below_gate, gate_sentence, measure
+from tools.command_line import positive_int
 
 # --quick ends within 50 s of its start; seconds after it at which the codec's and the peers' last runs begin.
 QUICK_UNTIL = (34.0, 42.0)
@@ -112,9 +113,9 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="the rows of the table only, up to 9 rounds, under 50 s")
     parser.add_argument("--gate", action="store_true", help="fail where a row is below half of what it has to reach")
     parser.add_argument("--json", type=Path, help="write the rows to this file")
-    parser.add_argument("--mebibytes", type=int, default=256, help="size of the fp32 array on the CPU (default 256)")
-    parser.add_argument("--rounds", type=int, default=9, help="measurements of each CPU row (default 9)")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="also measure so many threads")
+    parser.add_argument("--mebibytes", type=positive_int, default=256, help="size of the fp32 array (CPU; 256)")
+    parser.add_argument("--rounds", type=positive_int, default=9, help="measurements of each CPU row (default 9)")
+    parser.add_argument("--threads", type=positive_int, default=torch.get_num_threads(), help="measure so many, too")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     return parser.parse_args()
 
