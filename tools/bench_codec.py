@@ -31,7 +31,7 @@ from tools.codec_timing import AT_LEAST, Row, at_least, below_gate, gate_sentenc
 from tools.command_line import positive_int
 
 # --quick ends within 50 s of its start; seconds after it at which the codec's and the peers' last runs begin.
-QUICK_UNTIL = (34.0, 42.0)
+QUICK_UNTIL = (30.0, 38.0)
 GATE_UNTIL = 20.0
 GATE_MEBIBYTES = 64
 
