@@ -42,19 +42,20 @@ def adamw_provisional(
     exp_avg_sq: Tensor,
     gradient: Tensor,
     step: AdamWStep,
-    update_second_moment: bool,
+    second_moment: str,
 ) -> None:
     """Write into `published` what `adamw` would make of `main`; nothing else changes. `gradient` is scaled already.
 
-    update_second_moment: as in `adamw`. Otherwise the second moment is the state's own, from exact gradients only,
-    with its own bias correction; before there is one (step 1) it is updated in any case.
+    second_moment: `updated` as in `adamw`; `state`, the state's own, from exact gradients only, with its own bias
+    correction; `largest`, for each element the larger of the two. In step 1 there is only the updated one.
     """
     first = torch.lerp(exp_avg, gradient, 1 - step.beta1)
-    if update_second_moment or step.step == 1:
+    if second_moment != "state" or step.step == 1:
         second = torch.mul(exp_avg_sq, step.beta2).addcmul_(gradient, gradient, value=1 - step.beta2)
         denominator = _denominator(second, step.step, step)
-    else:
-        denominator = _denominator(exp_avg_sq, step.step - 1, step)
+    if second_moment != "updated" and step.step > 1:
+        exact = _denominator(exp_avg_sq, step.step - 1, step)
+        denominator = exact if second_moment == "state" else torch.maximum(denominator, exact)
     torch.mul(main, 1 - step.lr * step.weight_decay, out=published)
     published.addcdiv_(first, denominator, value=-step.lr / (1 - step.beta1**step.step))
 

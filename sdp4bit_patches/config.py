@@ -16,7 +16,7 @@ ROUNDINGS = ("stochastic", "nearest")
 ZERO_BIT = ("local", "skip")
 SLOW_CHANNELS = ("host", "device")
 SLOW_DTYPES = ("fp32", "bf16")
-SECOND_MOMENTS = ("state", "updated")
+SECOND_MOMENTS = ("largest", "state", "updated")
 
 
 def _knob(default: Any, text: str, kind: type | None = None, choices: tuple[Any, ...] | None = None) -> Any:
@@ -59,8 +59,8 @@ class CommConfig:
     )
     duo_slow_dtype: str = _knob("fp32", "in which form the exact gradients travel", choices=SLOW_DTYPES)
     duo_fast_second_moment: str = _knob(
-        "state",
-        "second moment of the provisional step: the exact state's, or updated as published",
+        "largest",
+        "second moment of the fast step: as published, the exact state's, or the larger",
         choices=SECOND_MOMENTS,
     )
     strict_compression: bool = _knob(False, "stop where something would travel uncompressed or in a single hop")

@@ -83,12 +83,11 @@ class ProvisionalStep:
         """The fast step of all buckets, whose numbers are kept for the slow one. It uses their gradients up."""
         clip = self.probe.grad.item()
         scales = self._unscale + ((clip,) if clip != 1.0 else ())
-        update = self._session.config.duo_fast_second_moment == "updated"
         for duo in self.buckets:
             self._adopt(duo)
             steps = [self._numbers(span, scales) for span in duo.spans]
             gradients = [span.parameter.grad for span in duo.spans]
-            duo.step_provisionally(steps, gradients, update)
+            duo.step_provisionally(steps, gradients, self._session.config.duo_fast_second_moment)
             for span in duo.spans:
                 span.parameter.grad = None
 

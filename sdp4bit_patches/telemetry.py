@@ -93,7 +93,9 @@ def error_metrics(sums: list[float]) -> dict[str, float]:
     """
     error_square, exact_square, error_sum, exact_sum = sums
     if exact_square == 0:
-        return {"relative_error": math.nan if error_square else 0.0, "snr_db": math.inf, "bias": 0.0}
+        # An error beside nothing at all has no relative size; beside NaN everything is NaN, here and below.
+        figure, decibel = (math.nan, math.nan) if error_square else (0.0, math.inf)
+        return {"relative_error": figure, "snr_db": decibel, "bias": figure}
     relative = math.sqrt(error_square / exact_square)
-    decibel = -20 * math.log10(relative) if relative > 0 else math.inf
+    decibel = -20 * math.log10(relative) if relative != 0 else math.inf
     return {"relative_error": relative, "snr_db": decibel, "bias": error_sum / exact_sum}

@@ -7,11 +7,14 @@ expert groups, pipelines inside a node and uneven nodes; and asking every rank f
 from __future__ import annotations
 
 import socket
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
 import torch.distributed as dist
+from torch.distributed import distributed_c10d
 
 
 @dataclass(frozen=True)
@@ -100,10 +103,31 @@ def discover(group: dist.ProcessGroup, node_size: int | None = None, backend: st
 
 def own_group(ranks: list[int], like: dist.ProcessGroup, backend: str | None = None) -> dist.ProcessGroup:
     """A new group that only its own ranks take part in making; time-out and default backend are those of `like`."""
-    timeout = _timeout(like)
-    return dist.new_group(
-        ranks, timeout=timeout, backend=backend or dist.get_backend(like), use_local_synchronization=True
-    )
+    with _name_of_group(ranks):
+        return dist.new_group(
+            ranks, timeout=_timeout(like), backend=backend or dist.get_backend(like), use_local_synchronization=True
+        )
+
+
+_num_groups: Counter[tuple[int, ...]] = Counter()
+
+
+@contextmanager
+def _name_of_group(ranks: list[int]) -> Iterator[None]:
+    """Have torch name the new group by its ranks and a count of our groups of these ranks.
+
+    torch itself counts all groups of the process into the name. That number differs between pipeline stages, and ranks
+    that wait for each other under different names wait for ever.
+    """
+    count = _num_groups[tuple(ranks)]
+    _num_groups[tuple(ranks)] += 1
+    name = f"sdp4bit_patches:{'_'.join(map(str, ranks))}:{count}"
+    original = distributed_c10d._process_group_name
+    distributed_c10d._process_group_name = lambda *_args, **_kwargs: distributed_c10d.GroupName(name)
+    try:
+        yield
+    finally:
+        distributed_c10d._process_group_name = original
 
 
 def _timeout(group: dist.ProcessGroup) -> timedelta | None:

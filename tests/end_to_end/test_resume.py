@@ -25,6 +25,15 @@ LAYOUTS = {
     "interleaved": (2, "--pipeline-model-parallel-size 2 --num-layers-per-virtual-pipeline-stage 1"),
 }
 
+# Rounding is stochastic in all of them: its random numbers go by the iteration.
+SDP4BIT = "--compression sdp4bit --node-size 2 --min-quantized-bucket 0 --gradient-alltoall-pipeline 2"
+LAYOUTS |= {
+    "SDP4Bit, DP4": (4, SDP4BIT),
+    "SDP4Bit, DP4 overlapped": (4, f"{SDP4BIT} {LAYOUTS['DP4 overlapped'][1]}"),
+    "SDP4Bit, PP2xDP2": (4, f"{SDP4BIT} --pipeline-model-parallel-size 2"),
+    "SDP4Bit, experts on 2 ranks": (4, f"{SDP4BIT} {LAYOUTS['experts on 2 ranks'][1]}"),
+}
+
 
 def _flags(layout: str, *more: str) -> list[str]:
     return [*TINY, *RUN, *LAYOUTS[layout][1].split(), *more]
@@ -91,3 +100,30 @@ def test_a_checkpoint_loads_under_another_data_parallel_size(tmp_path: Path) -> 
     assert [line["iteration"] for line in two] == [3, 4]
     # The same samples and the same optimizer state: only the order of fp32 sums differs (see test_parity).
     assert [line["lm_loss"] for line in two] == pytest.approx([line["lm_loss"] for line in four], rel=5e-6)
+
+
+def test_compression_may_be_turned_on_and_off_across_a_resume(tmp_path: Path) -> None:
+    """Checkpoints are ordinary ones: the same weights, whose loss is known before they are updated anew."""
+    flags = [*TINY, *RUN, "--attention-dropout", "0", "--hidden-dropout", "0", "--load", str(tmp_path)]
+    saving = [*flags, "--save", str(tmp_path)]
+    compressed = SDP4BIT.split()
+    run_training(4, [*saving, "--exit-interval", "2"], tmp_path)
+    run_training(4, [*saving, *compressed, "--exit-interval", "4"], tmp_path)
+    without = run_training(4, flags, tmp_path, "without")
+    lines = run_training(4, [*saving, *compressed], tmp_path)
+    assert [line["iteration"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert [line["iteration"] for line in without] == [5, 6]
+    assert without[0]["lm_loss"] == lines[4]["lm_loss"]
+    assert without[0]["grad_norm"] != lines[4]["grad_norm"], "one of the two is compressed"
+    assert lines[5]["lm_loss"] < lines[0]["lm_loss"] and without[1]["lm_loss"] < lines[0]["lm_loss"]
+
+
+def test_another_seed_after_a_resume_shows(tmp_path: Path) -> None:
+    """Negative control: the comparisons above see other random numbers of rounding."""
+    flags = _flags("SDP4Bit, DP4", "--save", str(tmp_path), "--load", str(tmp_path))
+    run_training(4, [*flags, "--exit-interval", "3"], tmp_path)
+    same = run_training(4, flags, tmp_path)
+    run_training(4, [*flags, "--ckpt-step", "3", "--quantization-seed", "4321"], tmp_path)
+    other = read_metrics(tmp_path / "metrics.jsonl")
+    assert _what_matters(other)[:3] == _what_matters(same)[:3]
+    assert _what_matters(other)[3:] != _what_matters(same)[3:]
