@@ -42,13 +42,24 @@ def _multiply(constant: int, words: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def random_bytes(rounding: StochasticRounding, offset: int, num_elements: int, device: torch.device) -> Tensor:
-    """int64[num_elements] in [0, 256): element e takes byte e mod 16, lowest first, of Philox block e div 16."""
-    assert offset % 16 == 0, "random offsets are multiples of a group"
-    block = torch.arange(offset // 16, (offset + num_elements + 15) // 16, dtype=torch.int64, device=device)
+    """int64[num_elements] in [0, 256): element e takes a byte of Philox block e div 32.
+
+    Elements 0 to 15 of a block's 32 take its 16 bytes, lowest first, elements 16 to 31 the same bytes mirrored.
+    """
+    assert offset % 32 == 0, "random offsets are multiples of a group"
+    block = torch.arange(offset // 32, (offset + num_elements + 31) // 32, dtype=torch.int64, device=device)
     names = (rounding.source << 8 | block >> 32, torch.full_like(block, rounding.step))
     counter = [block & MASK32, *names, torch.full_like(block, rounding.bucket << 8 | rounding.hop)]
     words = torch.stack(philox(counter, (rounding.seed & MASK32, rounding.seed >> 32)), dim=1)
-    return torch.stack([words >> shift & 0xFF for shift in (0, 8, 16, 24)], dim=2).reshape(-1)[:num_elements]
+    drawn = torch.stack([words >> shift & 0xFF for shift in (0, 8, 16, 24)], dim=2).reshape(-1, 16)
+    return torch.cat([drawn, mirror(drawn)], dim=1).reshape(-1)[:num_elements]
+
+
+def mirror(random: Tensor) -> Tensor:
+    """Bytes with their bits in reverse order, xor 0x55: each is as uniform as the byte it comes from, and what the
+    two round is uncorrelated on average over all pairs of fractions."""
+    bits = [(random >> place & 1) << (7 - place) for place in range(8)]
+    return sum(bits[1:], bits[0]) ^ 0x55
 
 
 def hadamard_transform(values: Tensor, size: int) -> Tensor:

@@ -80,12 +80,11 @@ def measure(variants: list[Variant], warmup: int, steps: int) -> list[Measuremen
     """Train all variants in turns on every rank."""
     from megatron.training.host_group import initialize_host_group
     from megatron.training.initialize import initialize_megatron
-    from megatron.training.training import set_up
 
     initialize_megatron(variants[0].args)
     initialize_host_group(variants[0].args.distributed_timeout_minutes)
     with contextlib.redirect_stdout(io.StringIO()):  # the start-up report of each
-        runs = [set_up(variant.args) for variant in variants]
+        runs = [_set_up(variant) for variant in variants]
     measurements = [Measurement(variant.name, [], []) for variant in variants]
     shown = os.environ["RANK"] == "0"
     for step in tqdm(range(warmup + steps), desc="steps", disable=not shown, file=sys.stderr):
@@ -97,6 +96,16 @@ def measure(variants: list[Variant], warmup: int, steps: int) -> list[Measuremen
                 measurement.steps.append(seconds)
                 measurement.parts.append(parts)
     return [_mean_over_ranks(measurement) for measurement in measurements]
+
+
+def _set_up(variant: Variant) -> Any:
+    """A run with the compression of its own flags: what was wrapped while it was installed keeps it."""
+    import sdp4bit_patches
+    from megatron.training.training import set_up
+
+    run = set_up(variant.args)
+    sdp4bit_patches.uninstall()
+    return run
 
 
 def _timed_iteration(run: Any) -> tuple[float, dict[str, float]]:

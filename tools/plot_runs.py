@@ -35,7 +35,10 @@ NUM_AVERAGED = 10  # iterations at each end of a run that its first and last los
 
 
 class RunMetrics(NamedTuple):
-    """One run: its iterations in order, and the values of each; a loss that was NaN or Inf is NaN."""
+    """One run: its iterations in order, and the values of each; a loss that was NaN or Inf is NaN.
+
+    `sent_bytes`: what rank 0 sent in a step to ranks of its node and to other nodes, of the steps that were measured.
+    """
 
     label: str
     iterations: list[int]
@@ -43,6 +46,7 @@ class RunMetrics(NamedTuple):
     validation: list[tuple[int, float]]
     step_ms: list[float]
     tokens_per_second: list[float]
+    sent_bytes: list[tuple[int, int]]
 
 
 def read_run(path: Path, label: str) -> RunMetrics:
@@ -66,6 +70,7 @@ def read_run(path: Path, label: str) -> RunMetrics:
         [(r["iteration"], _number(r["validation_loss"])) for r in records if "validation_loss" in r],
         [record["step_ms"] for record in records],
         [record["tokens_per_second"] for record in records],
+        [(r["bytes_intra_node"], r["bytes_inter_node"]) for r in records if "bytes_intra_node" in r],
     )
 
 
@@ -97,7 +102,13 @@ def summarize(run: RunMetrics) -> dict[str, str]:
         "validation loss": validation,
         "ms per step, median": f"{statistics.median(run.step_ms):.1f}",
         "tokens/s, median": f"{statistics.median(run.tokens_per_second):,.0f}",
-    }
+    } | (bytes_rows(*run.sent_bytes[-1]) if run.sent_bytes else {})
+
+
+def bytes_rows(intra: int, inter: int) -> dict[str, str]:
+    """The rows of the table that tell what a rank sends in a step."""
+    sent = {"in its node": intra, "to other nodes": inter}
+    return {f"MiB a rank sends per step {where}": f"{size / 2**20:.3f}" for where, size in sent.items()}
 
 
 def markdown_table(columns: dict[str, dict[str, str]]) -> str:
@@ -107,7 +118,13 @@ def markdown_table(columns: dict[str, dict[str, str]]) -> str:
         columns: label of a run -> name of a number -> its text.
     """
     names = list(dict.fromkeys(name for column in columns.values() for name in column))
-    rows = [["", *columns], *([name, *(column.get(name, "") for column in columns.values())] for name in names)]
+    return markdown_rows(
+        [["", *columns], *([name, *(column.get(name, "") for column in columns.values())] for name in names)]
+    )
+
+
+def markdown_rows(rows: list[list[str]]) -> str:
+    """The same from rows of equal length; the first is the head."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["| " + " | ".join(_cells(row, widths)) + " |" for row in rows]
     rule = "|" + "|".join(["-" * (widths[0] + 2), *("-" * (width + 1) + ":" for width in widths[1:])]) + "|"

@@ -1,7 +1,7 @@
-"""The quickstart after its set-up: prepare the corpus, train and evaluate, then show a table and the loss curve.
+"""The quickstart after its set-up: prepare the corpus, train the baseline and SDP4Bit, show a table and both curves.
 
-What stands is reused: finished files, and a training run from its newest checkpoint. ``--config`` takes any run that
-reads the quickstart's data.
+What stands is reused: finished files, and training runs from their newest checkpoint. ``--config`` takes any runs that
+read the quickstart's data.
 """
 
 from __future__ import annotations
@@ -19,9 +19,11 @@ sys.path.insert(0, str(ROOT))
 from megatron.training.arguments import parse_args
 from megatron.training.checkpoint_files import checkpoint_folder, find
 from megatron.training.validation import validate_args
+from sdp4bit_patches.config import from_arguments
 from tools.child_process import run_python, torchrun
 from tools.command_line import ToolArgumentParser, positive_int, run_tool
-from tools.plot_runs import markdown_table, plot, read_run, smoothing_width, summarize
+from tools.plot_runs import RunMetrics, bytes_rows, markdown_table, plot, read_run, smoothing_width, summarize
+from tools.stock_bytes import count_buffer_elements, sent_bytes
 
 NUM_CPU_PROCESSES = 4
 DATA = Path("data/quickstart")
@@ -63,18 +65,15 @@ def prepare_data(vocab_size: int) -> None:
             run(f"making {output}", command)
 
 
-def train(config: str, args: Namespace, num_processes: int | None) -> None:
+def train(config: str, args: Namespace, num_processes: int) -> None:
     """Train to the end, from the newest checkpoint where there is one."""
-    iteration = find(args.save, None) or 0
+    iteration, folder = find(args.save, None) or 0, Path(args.save).parent
     if iteration >= args.train_iters:
-        folder = Path(args.save).parent
-        print(f"quickstart: the run is complete ({iteration} iterations); remove {folder} to train anew")
+        print(f"quickstart: {folder} is complete ({iteration} iterations); remove it to train anew")
         return
-    processes = num_processes or default_num_processes()
-    validate_args(args, processes)  # a mistake is told here, once, and not under torchrun's own report of its ranks
     where = f"from iteration {iteration}" if iteration else "from random weights"
-    program = [*torchrun(processes), "pretrain_gpt.py", "--config", config]
-    run(f"training {where} with {processes} processes", program)
+    program = [*torchrun(num_processes), "pretrain_gpt.py", "--config", config]
+    run(f"training {folder} {where} with {num_processes} processes", program)
 
 
 def default_num_processes() -> int:
@@ -85,20 +84,30 @@ def default_num_processes() -> int:
     return max(count for count in (1, 2, 4, 8) if count <= num_gpus) if num_gpus else NUM_CPU_PROCESSES
 
 
-def show(args: Namespace, started: float) -> None:
-    """The table, and the loss curve beside the metrics."""
-    metrics = Path(args.metrics_file)
-    picture = metrics.with_name("loss.png")
-    curves = read_run(metrics, metrics.parent.name)
-    plot([curves], picture, smoothing_width([curves]))
-    checkpoint = checkpoint_folder(args.save, find(args.save, None) or 0)
+def show(runs: list[Namespace]) -> None:
+    """The table, and the loss curves in the folder of the last run."""
+    picture = Path(runs[-1].metrics_file).with_name("loss.png")
+    curves = [read_run(Path(args.metrics_file), Path(args.metrics_file).parent.name) for args in runs]
+    plot(curves, picture, smoothing_width(curves))
+    columns = {run.label: _numbers(run, args) for run, args in zip(curves, runs, strict=True)}
+    print("\n" + markdown_table(columns))
+    print(f"\nloss curves: {picture}")
+    for args in runs:
+        print(f"checkpoint: {_newest_checkpoint(args)}, TensorBoard: {args.tensorboard_dir}")
+
+
+def _newest_checkpoint(args: Namespace) -> Path:
+    return checkpoint_folder(args.save, find(args.save, None) or 0)
+
+
+def _numbers(run: RunMetrics, args: Namespace) -> dict[str, str]:
+    checkpoint = _newest_checkpoint(args)
     size = sum(path.stat().st_size for path in checkpoint.rglob("*") if path.is_file())
-    numbers = summarize(curves) | {
-        "checkpoint": f"{size / 2**20:.1f} MiB",
-        "this start, in all": f"{time.time() - started:.0f} s",
-    }
-    print("\n" + markdown_table({curves.label: numbers}))
-    print(f"\nloss curve: {picture}\ncheckpoint: {checkpoint}\nTensorBoard: {args.tensorboard_dir}")
+    numbers = summarize(run)
+    if from_arguments(args).is_baseline:
+        sent = sent_bytes(count_buffer_elements(checkpoint), args)
+        numbers |= bytes_rows(*sent) if sent else {}
+    return numbers | {"checkpoint": f"{size / 2**20:.1f} MiB"}
 
 
 def quickstart(options: Namespace) -> None:
@@ -109,10 +118,17 @@ def quickstart(options: Namespace) -> None:
         StepFailed: a step ended with an error.
     """
     os.chdir(ROOT)
-    args = parse_args(["--config", options.config])
-    prepare_data(args.vocab_size)
-    train(options.config, args, options.nproc_per_node)
-    show(args, options.started)
+    processes = options.nproc_per_node or default_num_processes()
+    # A mistake is told here, once, and not under torchrun's own report of its ranks.
+    runs = [validate_args(parse_args(["--config", config]), processes) for config in options.config]
+    if not runs[0].mock_data:
+        prepare_data(runs[0].vocab_size)
+    if options.data_only:
+        return
+    for config, args in zip(options.config, runs, strict=True):
+        train(config, args, processes)
+    show(runs)
+    print(f"this start took {time.time() - options.started:.0f} s in all")
 
 
 def main() -> None:
@@ -129,7 +145,9 @@ def main() -> None:
 def parse_arguments() -> Namespace:
     """The command line."""
     parser = ToolArgumentParser(__doc__.splitlines()[0])
-    parser.add_argument("--config", default="configs/runs/quickstart.toml", help="the run")
+    runs = [f"configs/runs/{name}.toml" for name in ("quickstart", "quickstart_sdp4bit")]
+    parser.add_argument("--config", nargs="+", default=runs, help="the runs, one after the other")
+    parser.add_argument("--data-only", action="store_true", help="prepare the corpus and stop")
     parser.add_argument("--nproc-per-node", type=positive_int, help="processes; 4 on a CPU, else the number of GPUs")
     parser.add_argument("--started", type=float, default=time.time(), help="when the set-up began, Unix time")
     return parser.parse_args()

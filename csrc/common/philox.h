@@ -7,7 +7,7 @@ namespace sdp4bit {
 
 constexpr uint32_t kPhiloxMultiplier0 = 0xD2511F53u, kPhiloxMultiplier1 = 0xCD9E8D57u;
 constexpr uint32_t kPhiloxKeyStep0 = 0x9E3779B9u, kPhiloxKeyStep1 = 0xBB67AE85u;
-constexpr int kElementsPerPhilox = 16;  // 8 bits an element
+constexpr int kElementsPerPhilox = 32;  // 8 bits an element; each of a block's 16 bytes serves twice, see mirror
 
 struct PhiloxBlock {
   uint32_t word[4];
@@ -41,9 +41,28 @@ SDP4BIT_HOST_DEVICE PhiloxBlock philox(PhiloxBlock c, uint64_t seed) {
   return c;
 }
 
-// The random byte of element `element` (0 .. 15) of a block.
+// Every byte's bits in reverse order, xor 0x55: for the second element that takes a byte. Over all 256 bytes the two
+// elements' roundings are uncorrelated on average (docs/codec_design.md), and each alone is as uniform as the byte.
+SDP4BIT_HOST_DEVICE uint32_t mirror(uint32_t bytes) {
+#ifdef __CUDA_ARCH__
+  bytes = __byte_perm(__brev(bytes), 0, 0x0123);
+#else
+  bytes = (bytes >> 4 & 0x0F0F0F0Fu) | (bytes & 0x0F0F0F0Fu) << 4;
+  bytes = (bytes >> 2 & 0x33333333u) | (bytes & 0x33333333u) << 2;
+  bytes = (bytes >> 1 & 0x55555555u) | (bytes & 0x55555555u) << 1;
+#endif
+  return bytes ^ 0x55555555u;
+}
+
+// mirror() of the lower and of the upper four bits, for the processors that look 16 values up at once.
+alignas(16) constexpr uint8_t kMirrored[2][16] = {
+    {0x50, 0xD0, 0x10, 0x90, 0x70, 0xF0, 0x30, 0xB0, 0x40, 0xC0, 0x00, 0x80, 0x60, 0xE0, 0x20, 0xA0},
+    {0x05, 0x0D, 0x01, 0x09, 0x07, 0x0F, 0x03, 0x0B, 0x04, 0x0C, 0x00, 0x08, 0x06, 0x0E, 0x02, 0x0A}};
+
+// The random byte of element `element` (0 .. 31) of a block.
 SDP4BIT_HOST_DEVICE uint32_t random_byte(const PhiloxBlock& block, int element) {
-  return block.word[element >> 2] >> (8 * (element & 3)) & 0xFF;
+  const uint32_t word = block.word[element >> 2 & 3];
+  return (element < 16 ? word : mirror(word)) >> (8 * (element & 3)) & 0xFF;
 }
 
 }  // namespace sdp4bit

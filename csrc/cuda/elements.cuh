@@ -15,7 +15,8 @@ namespace sdp4bit {
 constexpr int kElements = 8;  // of a thread
 constexpr unsigned kWarp = 0xFFFFFFFFu;
 constexpr float kInverseHadamard = 1.0f / kBlock;
-static_assert(2 * kElements == kElementsPerPhilox, "a thread takes the lower or the upper half of a Philox block");
+static_assert(4 * kElements == kElementsPerPhilox,
+              "a thread takes half of a Philox block's bytes, as they are or mirrored");
 
 struct Elements {
   float value[kElements];
@@ -139,12 +140,13 @@ __device__ __forceinline__ Elements decode(const uint8_t* codes, float scale) {
   return x;
 }
 
-// The Philox block whose first 8 bytes are those of elements [index, index + 8). A neighbour's half is thrown away:
-// computing it twice is cheaper than a shuffle, and memory is the limit.
+// The Philox block whose first 8 bytes are those of elements [index, index + 8). What three neighbours take of it is
+// thrown away: computing it again is cheaper than shuffles, and memory is the limit.
 __device__ __forceinline__ PhiloxBlock random_block(const sdp4bit_rounding& rounding, int64_t index) {
   const PhiloxBlock block = philox(philox_counter(rounding, index / kElementsPerPhilox), rounding.seed);
-  const bool upper = index % kElementsPerPhilox != 0;
-  return {{upper ? block.word[2] : block.word[0], upper ? block.word[3] : block.word[1], 0, 0}};
+  const bool upper = index & kElements, mirrored = index & 2 * kElements;
+  const uint32_t first = upper ? block.word[2] : block.word[0], second = upper ? block.word[3] : block.word[1];
+  return {{mirrored ? mirror(first) : first, mirrored ? mirror(second) : second, 0, 0}};
 }
 
 template <int kBits>
@@ -158,9 +160,8 @@ __device__ __forceinline__ void encode(const Elements& x, float scale, const sdp
     if (rounding.stochastic) random = random_block(rounding, random_index);
 #pragma unroll
     for (int i = 0; i < kElements; ++i) {
-      const int code = rounding.stochastic
-                           ? code_stochastic(x.value[i], inverse_scale, kBits, random_byte(random, i))
-                           : code_to_nearest(x.value[i], inverse_scale, kBits);
+      const int code = rounding.stochastic ? code_stochastic(x.value[i], inverse_scale, kBits, random_byte(random, i))
+                                           : code_to_nearest(x.value[i], inverse_scale, kBits);
       constexpr int kPerByte = 8 / kBits;
       bytes[i / kPerByte] |= static_cast<uint8_t>((code & ((1 << kBits) - 1)) << (kPerByte - 1 - i % kPerByte) * kBits);
     }

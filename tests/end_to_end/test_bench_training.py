@@ -31,6 +31,15 @@ def test_variants_are_measured_in_one_run_and_their_parts_add_up_to_the_step() -
     assert parts["parameter sync"] > 0
 
 
+def test_variants_with_different_compression_stand_side_by_side() -> None:
+    """Each run keeps what was installed while it was set up: the schemes don't refuse or change one another."""
+    flags = {"base": "", "qwd": "--compression qwd", "sdp4bit": "--compression sdp4bit --node-size 1", "again": ""}
+    variants = [word for name, text in flags.items() for word in ("--variant", f"{name}={text}")]
+    result = _run(*"--nproc-per-node 2 --warmup 1 --steps 2 --json".split(), *variants)
+    assert result.returncode == 0, result.stderr
+    assert [variant["name"] for variant in json.loads(result.stdout)["variants"]] == list(flags)
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [

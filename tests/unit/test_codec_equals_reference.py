@@ -65,6 +65,17 @@ def test_quantize_and_dequantize_give_the_same_bytes_for_every_size(num_elements
             check_dequantize(quantized(values, layout), layout, torch.float32, implementation)
 
 
+@pytest.mark.parametrize("hadamard", (0, 32))
+def test_the_largest_values_and_the_smallest_give_the_same_bytes(hadamard: int, implementation: str) -> None:
+    largest, smallest = torch.finfo(torch.bfloat16).max, 1e-45
+    for values in (torch.full((130,), largest), torch.full((130,), smallest), torch.full((130,), -0.0)):
+        for bits in BITS:
+            layout = wire.single_message(MessageFormat(bits, 64, hadamard, one_bit_scale="absmax"), 130)
+            for rounding in ROUNDINGS:
+                check_quantize(values, layout, rounding, implementation)
+            check_dequantize(quantized(values, layout), layout, torch.bfloat16, implementation)
+
+
 def check_dequantize(payload: torch.Tensor, layout: Layout, dtype: torch.dtype, name: str) -> None:
     held = adversarial_values(8192, seed=1)[
         : max((s.element_offset + s.num_elements for s in layout.segments), default=0)

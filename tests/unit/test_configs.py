@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,12 @@ from parallel_launch import parallel_launch
 from megatron.training.arguments import parse_args
 from megatron.training.errors import UserError
 from megatron.training.validation import validate_args
+from sdp4bit_patches.config import PRESETS, CommConfig, from_arguments
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 MODELS = sorted((CONFIGS / "models").glob("*.toml"))
 RUNS = sorted((CONFIGS / "runs").glob("*.toml"))
+SCHEMES = sorted((CONFIGS / "schemes").glob("*.toml"))
 
 # As published, in units of 10^9. The table rounds to two or three digits, and 350M is the loosest of its names.
 PUBLISHED = {
@@ -107,6 +110,22 @@ def test_every_gpt_and_llama_of_the_tables_is_there() -> None:
 def test_every_run_passes_the_checks_of_the_command_line(path: Path) -> None:
     args = validate_args(parse_args(["--config", str(path)]), world_size=4)
     assert args.num_layers and args.train_iters
+
+
+def test_every_preset_has_its_file_and_every_file_its_preset() -> None:
+    assert {path.stem for path in SCHEMES} == set(PRESETS)
+
+
+@pytest.mark.parametrize("path", SCHEMES, ids=lambda path: path.stem)
+def test_a_scheme_says_what_the_preset_of_its_name_does(path: Path) -> None:
+    assert from_arguments(parse_args(["--config", str(path)])) == CommConfig(**PRESETS[path.stem])
+    assert tomllib.loads(path.read_text()).keys() == {key.replace("_", "-") for key in PRESETS[path.stem]}
+
+
+def test_a_scheme_with_one_knob_changed_is_not_the_preset(tmp_path: Path) -> None:
+    path = tmp_path / "qwd.toml"
+    path.write_text((CONFIGS / "schemes/qwd.toml").read_text().replace("bits = 4", "bits = 8"))
+    assert from_arguments(parse_args(["--config", str(path)])) != CommConfig(**PRESETS["qwd"])
 
 
 @pytest.mark.parametrize("path", MODELS, ids=lambda path: path.stem)

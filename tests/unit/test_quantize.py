@@ -135,6 +135,22 @@ def test_stochastic_rounding_is_unbiased_and_its_error_shrinks_with_the_root_of_
     assert 3.0 < errors[64] / errors[1024] < 5.3  # 4, were the trials endless
 
 
+@pytest.mark.parametrize("implementation", [p for p in implementations() if p.values[0] != "cuda_emulated"])
+def test_stochastic_rounding_is_unbiased_in_every_native_implementation(implementation: str) -> None:
+    values = torch.randn(2048, generator=torch.Generator().manual_seed(2))
+    total, num_trials = torch.zeros(2048, dtype=torch.float64), 256
+    with using(implementation) as device:
+        layout = codec.prepare(wire.single_message(MessageFormat(4, 128), 2048), device)
+        payload, output = empty_payload(layout.layout).to(device), torch.empty(2048, device=device)
+        for step in range(num_trials):
+            codec.quantize(values.to(device), payload, layout, StochasticRounding(seed=9, step=step))
+            codec.dequantize(payload, output, layout)
+            total += output.cpu()
+    step_size = values.view(-1, 128).abs().amax(dim=1, keepdim=True) / 7
+    difference = (total / num_trials - values).view(-1, 128)
+    assert (difference.abs() < step_size * (6 * 0.5 / num_trials**0.5 + 2.0**-9)).all()
+
+
 def test_rounding_to_nearest_fails_the_test_of_unbiasedness() -> None:
     values = torch.randn(2048, generator=torch.Generator().manual_seed(2))
     difference = mean_over_trials(values, MessageFormat(4, 128), 256, stochastic=False) - values
@@ -161,17 +177,36 @@ def test_over_all_random_bytes_the_bias_is_at_most_a_512th_step_odd_and_zero_on_
 
 @pytest.mark.parametrize("implementation", implementations())
 def test_golden_bytes_element_0_rounds_up_with_the_first_byte_of_the_published_words(implementation: str) -> None:
+    """Elements 0 to 15 take the block's bytes in order, 16 to 31 the same with their bits reversed, xor 0x55."""
     words = (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)  # of counter and key 0
     random = [byte for word in words for byte in word.to_bytes(4, "little")]
-    values = torch.zeros(32)
+    random += [int(f"{byte:08b}"[::-1], 2) ^ 0x55 for byte in random]
+    values = torch.zeros(64)
     for element, byte in enumerate(random):  # by turns the largest fraction that stays down, and the next
         values[element] = (256 - byte) / 256 if element % 2 else (255 - byte) / 256
-    values[31] = 7.0  # the scale is 1
-    layout = wire.single_message(MessageFormat(4, 32), 32)
+    values[63] = 7.0  # the scale is 1
+    layout = wire.single_message(MessageFormat(4, 64), 64)
     with using(implementation) as device:
         payload = empty_payload(layout).to(device)
         codec.quantize(values.to(device), payload, codec.prepare(layout, device), StochasticRounding(seed=0, step=0))
-    assert payload[:8].tolist() == [0x01] * 8
+    assert payload[:16].tolist() == [0x01] * 16
+
+
+def covariances(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """Of rounding up by two bytes, over all 256 bytes, for every pair of fractions of 1/256."""
+    fractions = torch.arange(256)[:, None]
+    first_up, second_up = ((byte[None] + fractions >= 256).double() for byte in (first, second))
+    return first_up @ second_up.T / 256 - first_up.mean(1)[:, None] * second_up.mean(1)[None]
+
+
+def test_two_elements_that_share_a_byte_round_without_correlation_on_average_and_nearly_so_for_any_pair() -> None:
+    byte = torch.arange(256)
+    mirrored = reference.mirror(byte)
+    assert mirrored.sort().values.equal(byte)  # as uniform as the byte
+    shared = covariances(byte, mirrored)
+    assert shared.mean().abs() < 1e-12 and shared.abs().max() < 0.007  # a rounding's own variance is up to 0.25
+    same = covariances(byte, byte)  # the negative control: the byte itself taken twice
+    assert same.mean() > 0.08 and same.max() > 0.24
 
 
 def test_random_numbers_depend_on_every_name() -> None:
