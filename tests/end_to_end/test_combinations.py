@@ -21,6 +21,11 @@ LAYOUTS = {
     "interleaved": (4, f"{PP} 2 --num-layers-per-virtual-pipeline-stage 1"),
     "CP2, Llama": (4, f"{CP} 2 {LLAMA}"),
     "experts on 2 ranks": (4, "--num-experts 4 --expert-model-parallel-size 2 --disable-bias-linear"),
+    "TP2xPP2, one data-parallel rank": (4, f"{TP} 2 {PP} 2"),
+    "TP2+SP, experts": (4, f"{TP} 2 --sequence-parallel --num-experts 4 --disable-bias-linear"),
+    "nearest, norms and biases too": (4, "--quantization-rounding nearest --quantize-all-parameters"),
+    # The tied embedding's bucket is too small, its group's other bucket is not.
+    "PP2, small beside large": (4, f"{PP} 2 --min-quantized-bucket 16384"),
     "gradients in bf16": (2, "--grad-reduce-in-bf16"),
     "averaged in the collective": (2, "--ddp-average-in-collective"),
 }

@@ -11,6 +11,7 @@ from torch import Tensor
 
 TP2, PP2 = "--tensor-model-parallel-size 2".split(), "--pipeline-model-parallel-size 2".split()
 SEQUENCE_PARALLEL = [*TP2, "--sequence-parallel"]
+EXPERTS = [*SEQUENCE_PARALLEL, *"--num-experts 4 --disable-bias-linear".split()]
 OVERLAP = "--overlap-grad-reduce --overlap-param-gather --ddp-bucket-size 40000".split()
 
 # A rank's place (tensor, pipeline) and its parameters: by name, whether tensor parallelism splits them, and values.
@@ -23,9 +24,12 @@ def _parameters(run: Any) -> tuple[tuple[int, int], Parameters]:
     place = parallel_state.get_tensor_model_parallel_rank(), parallel_state.get_pipeline_model_parallel_rank()
     with run.gathers.paused():
         named = [pair for chunk in run.model for pair in chunk.named_parameters()]
-    return place, {
-        name: (getattr(value, "tensor_model_parallel", False), value.detach().clone()) for name, value in named
-    }
+    return place, {name: (_is_split(value), value.detach().clone()) for name, value in named}
+
+
+def _is_split(parameter: Any) -> bool:
+    """Whether tensor-parallel ranks have different parts of it; experts may be spread over them."""
+    return getattr(parameter, "tensor_model_parallel", False) or not getattr(parameter, "allreduce", True)
 
 
 def _quantize_everything() -> None:
@@ -60,11 +64,17 @@ def _differences(ranks: list, replicated: bool) -> dict[str, int]:
     return {name: count for name, count in found.items() if count}
 
 
-@pytest.mark.parametrize("flags", [TP2, [*SEQUENCE_PARALLEL, *OVERLAP]], ids=["TP2", "TP2+SP overlapped"])
-def test_what_tensor_parallelism_replicates_stays_equal_on_all_its_ranks(flags: list[str]) -> None:
+BIASED = ("layernorm.weight", "proj.bias", "fc2.bias", "position_embeddings.weight")
+
+
+@pytest.mark.parametrize(
+    ("flags", "kinds"),
+    [(TP2, BIASED), ([*SEQUENCE_PARALLEL, *OVERLAP], BIASED), (EXPERTS, ("layernorm.weight", "router.weight"))],
+    ids=["TP2", "TP2+SP overlapped", "TP2+SP, experts"],
+)
+def test_what_tensor_parallelism_replicates_stays_equal_on_all_its_ranks(flags: list[str], kinds: tuple) -> None:
     ranks = look_at_training(4, [*SDP4BIT, *flags, *CHECK_REPLICAS], _parameters, num_steps=8)
     replicated = {name for name, (is_split, _) in ranks[0][1].items() if not is_split}
-    kinds = ("layernorm.weight", "proj.bias", "fc2.bias", "position_embeddings.weight")
     assert all(any(kind in name for name in replicated) for kind in kinds), replicated
     assert not _differences(ranks, replicated=True)
     assert not _differences(ranks, replicated=False)
