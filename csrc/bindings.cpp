@@ -1,8 +1,10 @@
 // The Python face of sdp4bit.h, compiled once into _cpu and once into _cuda: tensors come as addresses.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "sdp4bit.h"
 
@@ -37,6 +39,14 @@ sdp4bit_rounding make_rounding(uint64_t seed, uint32_t step, uint32_t bucket, ui
 
 sdp4bit_execution make_execution(Address stream, int32_t num_threads, int32_t isa) {
   return {pointer<void>(stream), num_threads, isa};
+}
+
+sdp4bit_adamw_step make_adamw_step(int64_t step, double lr, double beta1, double beta2, double eps, double weight_decay,
+                                   const std::vector<double>& scales, int32_t square_root) {
+  sdp4bit_adamw_step numbers = {step, lr, beta1, beta2, eps, weight_decay, {}, 0, square_root};
+  numbers.num_scales = static_cast<int32_t>(scales.size());
+  for (std::size_t i = 0; i < scales.size() && i < SDP4BIT_ADAMW_MAX_SCALES; ++i) numbers.scales[i] = scales[i];
+  return numbers;
 }
 
 void quantize(Address input, int32_t type, Address payload, const sdp4bit_layout& layout,
@@ -77,6 +87,21 @@ void dequantize_reduce_quantize(Address payloads, int64_t stride, int32_t num_so
                                            pointer<uint8_t>(payload), &layout, &output_layout, &rounding, &execution));
 }
 
+void adamw(Address main, Address exp_avg, Address exp_avg_sq, Address gradient, int64_t num_elements,
+           const sdp4bit_adamw_step& step, const sdp4bit_execution& execution) {
+  check("adamw", sdp4bit_adamw(pointer<float>(main), pointer<float>(exp_avg), pointer<float>(exp_avg_sq),
+                               pointer<const float>(gradient), num_elements, &step, &execution));
+}
+
+void adamw_provisional(Address published, Address main, Address exp_avg, Address exp_avg_sq, Address gradient,
+                       int64_t num_elements, const sdp4bit_adamw_step& step, int32_t second_moment,
+                       const sdp4bit_execution& execution) {
+  check("adamw_provisional",
+        sdp4bit_adamw_provisional(pointer<float>(published), pointer<const float>(main), pointer<const float>(exp_avg),
+                                  pointer<const float>(exp_avg_sq), pointer<const float>(gradient), num_elements, &step,
+                                  second_moment, &execution));
+}
+
 }  // namespace
 
 PYBIND11_MODULE(SDP4BIT_MODULE, module) {
@@ -90,6 +115,7 @@ PYBIND11_MODULE(SDP4BIT_MODULE, module) {
       .def(py::init([] { return sdp4bit_rounding{}; }))
       .def(py::init(&make_rounding));
   py::class_<sdp4bit_execution>(module, "Execution", py::module_local()).def(py::init(&make_execution));
+  py::class_<sdp4bit_adamw_step>(module, "AdamWStep", py::module_local()).def(py::init(&make_adamw_step));
   module.def("device", &sdp4bit_device);
   module.def("best_isa", &sdp4bit_best_isa);
   module.def("quantize", &quantize, WithoutGil());
@@ -98,4 +124,6 @@ PYBIND11_MODULE(SDP4BIT_MODULE, module) {
   module.def("dequantize_add", &dequantize_add, WithoutGil());
   module.def("dequantize_reduce", &dequantize_reduce, WithoutGil());
   module.def("dequantize_reduce_quantize", &dequantize_reduce_quantize, WithoutGil());
+  module.def("adamw", &adamw, WithoutGil());
+  module.def("adamw_provisional", &adamw_provisional, WithoutGil());
 }

@@ -1,38 +1,38 @@
-"""AdamW over flat fp32 tensors, in place and out of place.
+"""AdamW over flat fp32 tensors, in place and out of place, fused into one pass over memory by the native modules.
 
-Operation by operation what torch's AdamW computes for one tensor, so that a run whose second sync is exact ends with
-the bits of a run with torch's own optimizer. Formula: Loshchilov & Hutter 2019 (arXiv 1711.05101), bias-corrected.
+On the CPU the bits are those of `adamw_reference` and so of torch's own AdamW. Torch's arithmetic is not the same on all
+processors (its square root may be off by 1 ulp, its multiply-add may be fused), so the native code is tried against it
+once, on data that hurts; where none of its ways agrees, the reference runs and a warning says so. On CUDA torch
+divides by multiplying with a reciprocal: there the native bits are those of the formula, every operation rounded once.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import functools
+import warnings
+from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from sdp4bit_patches import adamw_reference as reference
+from sdp4bit_patches import codec
+from sdp4bit_patches.adamw_reference import AdamWStep
 
-@dataclass(frozen=True)
-class AdamWStep:
-    """The numbers of one step; `step` counts from 1. `scales` are multiplied onto the gradient, one after the other."""
-
-    step: int
-    lr: float
-    beta1: float
-    beta2: float
-    eps: float
-    weight_decay: float
-    scales: tuple[float, ...] = ()
+SECOND_MOMENTS = ("updated", "state", "largest")
+ROUNDED, RSQRT14 = 0, 1  # the native square roots: see sdp4bit.h
+MAX_SCALES = 4
 
 
 def adamw(main: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, gradient: Tensor, step: AdamWStep) -> None:
-    """Advance parameters and moments (all fp32[n]) by `gradient` (fp32[n], which is scaled in place)."""
-    for factor in step.scales:
-        gradient.mul_(factor)
-    main.mul_(1 - step.lr * step.weight_decay)
-    exp_avg.lerp_(gradient, 1 - step.beta1)
-    exp_avg_sq.mul_(step.beta2).addcmul_(gradient, gradient, value=1 - step.beta2)
-    main.addcdiv_(exp_avg, _denominator(exp_avg_sq, step.step, step), value=-step.lr / (1 - step.beta1**step.step))
+    """Advance parameters and moments (all fp32[n]) in place by `gradient` (fp32[n], which is left alone)."""
+    _check(main=main, exp_avg=exp_avg, exp_avg_sq=exp_avg_sq, gradient=gradient)
+    _check_step(step)
+    square_root = _square_root_on(main.device)
+    if square_root is None:
+        return reference.adamw(main, exp_avg, exp_avg_sq, gradient, step)
+    _run("adamw", (main, exp_avg, exp_avg_sq, gradient), step, square_root)
 
 
 def adamw_provisional(
@@ -44,21 +44,102 @@ def adamw_provisional(
     step: AdamWStep,
     second_moment: str,
 ) -> None:
-    """Write into `published` what `adamw` would make of `main`; nothing else changes. `gradient` is scaled already.
+    """Write into `published` (fp32[n]) what `adamw` would make of `main`; nothing else changes.
 
-    second_moment: `updated` as in `adamw`; `state`, the state's own, from exact gradients only, with its own bias
-    correction; `largest`, for each element the larger of the two. In step 1 there is only the updated one.
+    `gradient` is scaled already: `step.scales` are not used. second_moment: `updated` as in `adamw`; `state`, the
+    state's own, with its own bias correction; `largest`, the larger of the two. In step 1 there is only the updated.
     """
-    first = torch.lerp(exp_avg, gradient, 1 - step.beta1)
-    if second_moment != "state" or step.step == 1:
-        second = torch.mul(exp_avg_sq, step.beta2).addcmul_(gradient, gradient, value=1 - step.beta2)
-        denominator = _denominator(second, step.step, step)
-    if second_moment != "updated" and step.step > 1:
-        exact = _denominator(exp_avg_sq, step.step - 1, step)
-        denominator = exact if second_moment == "state" else torch.maximum(denominator, exact)
-    torch.mul(main, 1 - step.lr * step.weight_decay, out=published)
-    published.addcdiv_(first, denominator, value=-step.lr / (1 - step.beta1**step.step))
+    _check(published=published, main=main, exp_avg=exp_avg, exp_avg_sq=exp_avg_sq, gradient=gradient)
+    _check_step(step)
+    known = second_moment in SECOND_MOMENTS
+    _require(known, f"second_moment={second_moment!r}: use one of {SECOND_MOMENTS}")
+    tensors = (published, main, exp_avg, exp_avg_sq, gradient)
+    square_root = _square_root_on(main.device)
+    if square_root is None:
+        return reference.adamw_provisional(*tensors, step, second_moment)
+    _run("adamw_provisional", tensors, step, square_root, SECOND_MOMENTS.index(second_moment))
 
 
-def _denominator(exp_avg_sq: Tensor, count: int, step: AdamWStep) -> Tensor:
-    return (exp_avg_sq.sqrt() / (1 - step.beta2**count) ** 0.5).add_(step.eps)
+def _run(verb: str, tensors: tuple[Tensor, ...], step: AdamWStep, square_root: int, *rule: int) -> None:
+    device = tensors[0].device
+    module = codec.NATIVE[device.type]
+    numbers = (_native_step(module, step, square_root), *rule, codec.execution(device))
+    with codec.on_device(device):
+        getattr(module, verb)(*_addresses(tensors), tensors[0].numel(), *numbers)
+
+
+def _addresses(tensors: tuple[Tensor, ...]) -> list[int]:
+    return [tensor.data_ptr() for tensor in tensors]
+
+
+def _native_step(module: ModuleType, step: AdamWStep, square_root: int) -> Any:
+    numbers = (step.lr, step.beta1, step.beta2, step.eps, step.weight_decay)
+    return module.AdamWStep(step.step, *numbers, list(step.scales), square_root)
+
+
+def _require(valid: bool, sentence: str) -> None:
+    if not valid:
+        raise ValueError(sentence)
+
+
+def _check(**tensors: Tensor) -> None:
+    first_name, first = next(iter(tensors.items()))
+    for name, tensor in tensors.items():
+        _require(tensor.dtype == torch.float32, f"{name} is {tensor.dtype}: use torch.float32")
+        flat = tensor.dim() == 1 and tensor.is_contiguous()
+        _require(flat, f"{name} has shape {tuple(tensor.shape)}, strides {tensor.stride()}: use a contiguous 1-D tensor")
+        alike = tensor.numel() == first.numel()
+        _require(alike, f"{name} has {tensor.numel()} elements, {first_name} {first.numel()}: use the same for all")
+        together = tensor.device == first.device
+        _require(together, f"{name} is on {tensor.device}, {first_name} on {first.device}: move one")
+
+
+def _check_step(step: AdamWStep) -> None:
+    _require(step.step >= 1, f"step={step.step}: steps count from 1")
+    few = len(step.scales) <= MAX_SCALES
+    _require(few, f"scales has {len(step.scales)} factors: use at most {MAX_SCALES}, multiply some beforehand")
+
+
+def _square_root_on(device: torch.device) -> int | None:
+    """Which native square root to use; None where the reference has to run."""
+    module = codec.NATIVE.get(device.type)
+    if module is None:
+        codec.warn_about_reference(device.type)
+        return None
+    return ROUNDED if device.type == "cuda" else _square_root_of_torch(module)
+
+
+@functools.cache
+def _square_root_of_torch(module: ModuleType) -> int | None:
+    for square_root in (ROUNDED, RSQRT14):
+        if _agrees(module, square_root):
+            return square_root
+    sentence = "torch's AdamW rounds on this processor in a way that the native one does not know"
+    warnings.warn(f"{sentence}: the slower plain-torch AdamW runs instead", RuntimeWarning, stacklevel=5)
+    return None
+
+
+def _agrees(module: ModuleType, square_root: int) -> bool:
+    """Whether a native step has the reference's bits."""
+    state, gradient = _probe()
+    expected = tuple(values.clone() for values in state)
+    step = AdamWStep(3, 1e-2, 0.9, 0.99, 1e-8, 0.1, (0.5, 0.3))
+    reference.adamw(*expected, gradient, step)
+    execution = module.Execution(0, 1, 0)  # one thread, the best instruction set
+    numbers = _native_step(module, step, square_root)
+    try:
+        module.adamw(*_addresses((*state, gradient)), gradient.numel(), numbers, execution)
+    except RuntimeError:  # this processor does not have that square root
+        return False
+    return all(torch.equal(a.view(torch.int32), b.view(torch.int32)) for a, b in zip(state, expected, strict=True))
+
+
+def _probe() -> tuple[tuple[Tensor, ...], Tensor]:
+    """State and gradient of 16384 elements, of all magnitudes down to denormals, some of them zero."""
+    generator = torch.Generator().manual_seed(1)
+    magnitudes = 10.0 ** (16 * torch.rand(4, 16384, generator=generator, device="cpu") - 12)
+    main, exp_avg, exp_avg_sq, gradient = magnitudes * torch.randn(4, 16384, generator=generator, device="cpu")
+    exp_avg_sq.mul_(exp_avg_sq)[1::2] *= 1e-20
+    for values in (exp_avg_sq, gradient):
+        values[::97] = 0.0
+    return (main, exp_avg, exp_avg_sq), gradient

@@ -47,7 +47,8 @@ NEAREST = {device_type: module.Rounding() for device_type, module in NATIVE.item
 
 
 @functools.cache
-def _warn_about_reference(device_type: str) -> None:
+def warn_about_reference(device_type: str) -> None:
+    """Say once that a native module is absent, and what to do about it."""
     remedy = "a C++ compiler" if device_type == "cpu" else "nvcc"
     sentence = f"sdp4bit_patches._{device_type} was not built: the slow plain-torch reference runs instead"
     warnings.warn(f"{sentence} (reinstall with {remedy} on PATH)", RuntimeWarning, stacklevel=4)
@@ -74,7 +75,7 @@ class PreparedLayout:
         self._table = table.to(self.device)
         self.module = NATIVE.get(self.device.type)
         if self.module is None:
-            _warn_about_reference(self.device.type)
+            warn_about_reference(self.device.type)
             return
         fmt, largest = layout.format, max(self.sizes, default=0)
         kinds = (SCALE_TYPES[fmt.scale_dtype], ONE_BIT_SCALES[fmt.one_bit_scale])
@@ -107,11 +108,12 @@ def best_instruction_set() -> str:
     return INSTRUCTION_SETS[NATIVE["cpu"].best_isa()] if NATIVE["cpu"] else "reference"
 
 
-def _execution(layout: PreparedLayout) -> Any:
-    if layout.device.type == "cuda":
-        return layout.module.Execution(torch.cuda.current_stream(layout.device).cuda_stream, 0, 0)
+def execution(device: torch.device) -> Any:
+    """How a native verb runs on `device`: the current stream, or the threads and the instruction set."""
+    if device.type == "cuda":
+        return NATIVE["cuda"].Execution(torch.cuda.current_stream(device).cuda_stream, 0, 0)
     _require(_forced_isa in INSTRUCTION_SETS, f"SDP4BIT_ISA={_forced_isa}: use one of {INSTRUCTION_SETS}")
-    return layout.module.Execution(0, torch.get_num_threads(), INSTRUCTION_SETS.index(_forced_isa))
+    return NATIVE["cpu"].Execution(0, torch.get_num_threads(), INSTRUCTION_SETS.index(_forced_isa))
 
 
 def _rounding(layout: PreparedLayout, rounding: StochasticRounding | None) -> Any:
@@ -121,8 +123,9 @@ def _rounding(layout: PreparedLayout, rounding: StochasticRounding | None) -> An
     return layout.module.Rounding(rounding.seed, rounding.step, rounding.bucket, rounding.hop, rounding.source)
 
 
-def _on_device(layout: PreparedLayout) -> Any:
-    return torch.cuda.device(layout.device) if layout.device.type == "cuda" else nullcontext()
+def on_device(device: torch.device) -> Any:
+    """The context in which a native verb's kernel is launched."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def _same_device(tensor: Tensor, layout: PreparedLayout) -> bool:
@@ -165,8 +168,8 @@ def quantize(
     _check_payload("payload", payload, layout)
     if layout.module is None:
         return reference.quantize(input, payload, layout.layout, rounding)
-    names = (layout.native, _rounding(layout, rounding), _execution(layout))
-    with _on_device(layout):
+    names = (layout.native, _rounding(layout, rounding), execution(layout.device))
+    with on_device(layout.device):
         layout.module.quantize(input.data_ptr(), TYPES[input.dtype], payload.data_ptr(), *names)
 
 
@@ -179,9 +182,9 @@ def quantize_difference(
     _check_payload("payload", payload, layout)
     if layout.module is None:
         return reference.quantize_difference(main, model, payload, layout.layout, rounding)
-    names = (layout.native, _rounding(layout, rounding), _execution(layout))
+    names = (layout.native, _rounding(layout, rounding), execution(layout.device))
     addresses = (main.data_ptr(), model.data_ptr(), TYPES[model.dtype], payload.data_ptr())
-    with _on_device(layout):
+    with on_device(layout.device):
         layout.module.quantize_difference(*addresses, *names)
 
 
@@ -192,8 +195,8 @@ def dequantize(payload: Tensor, output: Tensor, layout: PreparedLayout) -> None:
     if layout.module is None:
         return reference.dequantize(payload, output, layout.layout)
     addresses = (payload.data_ptr(), output.data_ptr(), TYPES[output.dtype])
-    with _on_device(layout):
-        layout.module.dequantize(*addresses, layout.native, _execution(layout))
+    with on_device(layout.device):
+        layout.module.dequantize(*addresses, layout.native, execution(layout.device))
 
 
 def dequantize_add(payload: Tensor, output: Tensor, layout: PreparedLayout) -> None:
@@ -203,8 +206,8 @@ def dequantize_add(payload: Tensor, output: Tensor, layout: PreparedLayout) -> N
     if layout.module is None:
         return reference.dequantize_add(payload, output, layout.layout)
     addresses = (payload.data_ptr(), output.data_ptr(), TYPES[output.dtype])
-    with _on_device(layout):
-        layout.module.dequantize_add(*addresses, layout.native, _execution(layout))
+    with on_device(layout.device):
+        layout.module.dequantize_add(*addresses, layout.native, execution(layout.device))
 
 
 def dequantize_reduce(payloads: Tensor, output: Tensor, layout: PreparedLayout) -> None:
@@ -217,8 +220,8 @@ def dequantize_reduce(payloads: Tensor, output: Tensor, layout: PreparedLayout) 
     if layout.module is None:
         return reference.dequantize_reduce(payloads, output, layout.layout)
     sources = (payloads.data_ptr(), _row_stride(payloads), payloads.shape[0])
-    with _on_device(layout):
-        target = (output.data_ptr(), TYPES[output.dtype], layout.native, _execution(layout))
+    with on_device(layout.device):
+        target = (output.data_ptr(), TYPES[output.dtype], layout.native, execution(layout.device))
         layout.module.dequantize_reduce(*sources, *target)
 
 
@@ -239,8 +242,8 @@ def dequantize_reduce_quantize(
     if layout.module is None:
         return reference.dequantize_reduce_quantize(payloads, payload, layout.layout, output_layout.layout, rounding)
     sources = (payloads.data_ptr(), _row_stride(payloads), payloads.shape[0], payload.data_ptr())
-    names = (layout.native, output_layout.native, _rounding(output_layout, rounding), _execution(layout))
-    with _on_device(layout):
+    names = (layout.native, output_layout.native, _rounding(output_layout, rounding), execution(layout.device))
+    with on_device(layout.device):
         layout.module.dequantize_reduce_quantize(*sources, *names)
 
 

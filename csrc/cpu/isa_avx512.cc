@@ -13,8 +13,16 @@ namespace avx512 {
 #include "vector_avx512.inc"
 // The loops come behind the operations they are made of.
 #include "kernels.inc"
+#include "lanes_avx512.inc"
+// As above.
+#include "../common/adamw.inc"
+#include "adamw_loops.inc"
 }  // namespace avx512
 
-const Kernels kAvx512Kernels = {avx512::quantize, avx512::dequantize};
+const Kernels kAvx512Kernels = {avx512::quantize, avx512::dequantize, avx512::adamw, avx512::adamw_provisional};
+
+TARGET float rsqrt14_square_root(float value) {
+  return _mm512_cvtss_f32(avx512::refined_square_root(_mm512_set1_ps(value)));
+}
 }  // namespace sdp4bit
 #endif

@@ -1,6 +1,7 @@
 // What the verbs ask for, and the functions of one instruction set that do it for a range of groups.
 #pragma once
 
+#include "adamw.h"
 #include "arithmetic.h"
 #include "philox.h"
 #include "wire.h"
@@ -36,16 +37,30 @@ struct DequantizeJob {
   bool add;  // to what output holds
 };
 
-// Handle groups [begin, end) of segment `segment`.
+struct AdamwJob {
+  float* published;  // null: the state is advanced in place
+  float *main, *exp_avg, *exp_avg_sq;
+  const float* gradient;
+  AdamwNumbers numbers;
+  int32_t second_moment;  // of what is published
+  int32_t square_root;
+};
+
+// Handle groups [begin, end) of segment `segment`; elements [begin, end) of the tensors.
 struct Kernels {
   void (*quantize)(const QuantizeJob& job, int64_t segment, int64_t begin, int64_t end);
   void (*dequantize)(const DequantizeJob& job, int64_t segment, int64_t begin, int64_t end);
+  void (*adamw)(const AdamwJob& job, int64_t begin, int64_t end);
+  void (*adamw_provisional)(const AdamwJob& job, int64_t begin, int64_t end);
 };
 
 extern const Kernels kScalarKernels, kAvx2Kernels, kAvx512Kernels;
 
 // The kernels that `isa` names, null where this machine does not have them.
 const Kernels* kernels_for(int32_t isa);
+
+// SDP4BIT_SQRT_RSQRT14 of one element, for code compiled without AVX-512 on a processor that has it.
+float rsqrt14_square_root(float value);
 
 // Check, split over the threads, run. Return an error code of sdp4bit.h.
 int run(const QuantizeJob& job, const sdp4bit_execution& execution);

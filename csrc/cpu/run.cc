@@ -1,16 +1,11 @@
 // Checks a job, picks the instruction set, and splits the groups of all segments over threads.
 #include <algorithm>
-#include <system_error>
-#include <thread>
-#include <vector>
 
 #include "jobs.h"
+#include "threads.h"
 
 namespace sdp4bit {
 namespace {
-
-constexpr int64_t kMinElementsPerThread = 1 << 16;  // below this, starting a thread costs more than it saves
-constexpr int kMaxThreads = 64;
 
 bool is_type(int32_t type) { return type >= SDP4BIT_FP32 && type <= SDP4BIT_FP16; }
 
@@ -54,21 +49,8 @@ template <class Work>
 void run_threads(const sdp4bit_layout& layout, int num_threads, const Work& work) {
   int64_t total = 0;
   for (int64_t s = 0; s < layout.num_segments; ++s) total += num_groups(layout.format, layout.segments[s].num_elements);
-  const int64_t useful = total * layout.format.group_size / kMinElementsPerThread;
-  const int64_t threads = std::max<int64_t>(1, std::min<int64_t>({num_threads, useful, kMaxThreads}));
-  const auto part = [&](int64_t index) {
-    run_groups(layout, total * index / threads, total * (index + 1) / threads, work);
-  };
-  std::thread helpers[kMaxThreads];
-  int64_t started = 1;
-  try {
-    for (; started < threads; ++started) helpers[started] = std::thread(part, started);
-  } catch (const std::system_error&) {
-    // The system has no more threads: this one does what is left, with the same result.
-  }
-  for (int64_t index = started; index < threads; ++index) part(index);
-  part(0);
-  for (int64_t index = 1; index < started; ++index) helpers[index].join();
+  split_over_threads(total, total * layout.format.group_size, num_threads,
+                     [&](int64_t first, int64_t last) { run_groups(layout, first, last, work); });
 }
 
 }  // namespace
@@ -119,7 +101,7 @@ const char* sdp4bit_error_string(int error) {
     case SDP4BIT_INVALID_FORMAT:
       return "invalid message format";
     case SDP4BIT_INVALID_ARGUMENT:
-      return "invalid argument (type, alignment to 16 bytes, number of sources or rounding)";
+      return "invalid argument (type, alignment to 16 bytes, number of sources, rounding or step)";
     case SDP4BIT_UNSUPPORTED_ISA:
       return "this processor lacks the instruction set asked for";
     default:

@@ -15,7 +15,7 @@ const char* sdp4bit_error_string(int error) {
     case SDP4BIT_INVALID_FORMAT:
       return "invalid message format";
     default:
-      return "invalid argument (type, stride, number of sources or rounding)";
+      return "invalid argument (type, stride, number of sources, rounding or step)";
   }
 }
 

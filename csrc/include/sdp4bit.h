@@ -63,6 +63,25 @@ typedef struct {
   int32_t isa;         /* CPU: SDP4BIT_ISA_… */
 } sdp4bit_execution;
 
+/* Which second moment a provisional AdamW step divides by: see sdp4bit_adamw_provisional. */
+enum { SDP4BIT_UPDATED = 0, SDP4BIT_STATE = 1, SDP4BIT_LARGEST = 2 };
+/* AdamW's square root. RSQRT14: x * rsqrt14(x), refined once by Newton's method, as MKL and so torch computes it with
+ * AVX-512 (at most 1 ulp too small); needs a processor that has it. CUDA knows ROUNDED, to nearest, only. */
+enum { SDP4BIT_SQRT_ROUNDED = 0, SDP4BIT_SQRT_RSQRT14 = 1 };
+enum { SDP4BIT_ADAMW_MAX_SCALES = 4 };
+
+typedef struct {
+  int64_t step; /* counts from 1 */
+  double lr;
+  double beta1;
+  double beta2;
+  double eps;
+  double weight_decay;
+  double scales[SDP4BIT_ADAMW_MAX_SCALES]; /* multiplied onto the gradient, one after the other */
+  int32_t num_scales;
+  int32_t square_root; /* SDP4BIT_SQRT_… */
+} sdp4bit_adamw_step;
+
 /* "cpu" or "cuda": which of the two this library is. */
 const char* sdp4bit_device(void);
 const char* sdp4bit_error_string(int error);
@@ -94,6 +113,16 @@ int sdp4bit_dequantize_reduce_quantize(const uint8_t* payloads, int64_t source_s
                                        uint8_t* payload, const sdp4bit_layout* layout,
                                        const sdp4bit_layout* output_layout, const sdp4bit_rounding* rounding,
                                        const sdp4bit_execution* execution);
+
+/* Advance parameters and moments by a gradient, in place: Loshchilov & Hutter 2019 (arXiv 1711.05101). */
+int sdp4bit_adamw(float* main, float* exp_avg, float* exp_avg_sq, const float* gradient, int64_t num_elements,
+                  const sdp4bit_adamw_step* step, const sdp4bit_execution* execution);
+
+/* Write into `published` what sdp4bit_adamw would make of main with a gradient that is scaled already. It divides by the second moment as updated by the
+ * gradient, by the state's own (with its bias correction), or by the larger of the two; in step 1 by the updated. */
+int sdp4bit_adamw_provisional(float* published, const float* main, const float* exp_avg, const float* exp_avg_sq,
+                              const float* gradient, int64_t num_elements, const sdp4bit_adamw_step* step,
+                              int32_t second_moment, const sdp4bit_execution* execution);
 
 #ifdef __cplusplus
 }

@@ -81,7 +81,7 @@ def test_an_error_of_the_native_code_names_the_kernel() -> None:
 
 def test_without_a_native_module_the_reference_runs_and_says_so_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(codec.NATIVE, "cpu", None)
-    codec._warn_about_reference.cache_clear()
+    codec.warn_about_reference.cache_clear()
     values = torch.randn(256, generator=torch.Generator().manual_seed(1))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
