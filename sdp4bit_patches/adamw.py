@@ -1,9 +1,11 @@
 """AdamW over flat fp32 tensors, in place and out of place, fused into one pass over memory by the native modules.
 
-On the CPU the bits are those of `adamw_reference` and so of torch's own AdamW. Torch's arithmetic is not the same on all
-processors (its square root may be off by 1 ulp, its multiply-add may be fused), so the native code is tried against it
-once, on data that hurts; where none of its ways agrees, the reference runs and a warning says so. On CUDA torch
-divides by multiplying with a reciprocal: there the native bits are those of the formula, every operation rounded once.
+On the CPU the bits are those of `adamw_reference` and so of torch's own AdamW. Torch's arithmetic differs between
+processors (its square root may be off by 1 ulp, its multiply-add may be fused), so the native code is tried against the
+reference once, on data that hurts; where no way of it agrees, the reference runs and a warning says so. One thing no
+code can match: with beta1 = 0, torch gives a gradient of -0 one sign in most places and the other at the end of a
+thread's part. On CUDA torch divides by multiplying with a reciprocal: there the native bits are those of the formula,
+with the fused multiply-adds of the CPU and a square root that is rounded to nearest.
 """
 
 from __future__ import annotations
@@ -87,7 +89,9 @@ def _check(**tensors: Tensor) -> None:
     for name, tensor in tensors.items():
         _require(tensor.dtype == torch.float32, f"{name} is {tensor.dtype}: use torch.float32")
         flat = tensor.dim() == 1 and tensor.is_contiguous()
-        _require(flat, f"{name} has shape {tuple(tensor.shape)}, strides {tensor.stride()}: use a contiguous 1-D tensor")
+        _require(
+            flat, f"{name} has shape {tuple(tensor.shape)}, strides {tensor.stride()}: use a contiguous 1-D tensor"
+        )
         alike = tensor.numel() == first.numel()
         _require(alike, f"{name} has {tensor.numel()} elements, {first_name} {first.numel()}: use the same for all")
         together = tensor.device == first.device

@@ -22,6 +22,7 @@ NEVER = {
     "sdp4bit_patches/bucket_messages.py": {"megatron"},
     "sdp4bit_patches/duo.py": {"megatron"},
     "sdp4bit_patches/adamw.py": {"megatron", "torch.distributed"},
+    "sdp4bit_patches/adamw_reference.py": {"megatron", "torch.distributed", "sdp4bit_patches.codec", *NATIVE},
     "sdp4bit_patches/progress.py": {"megatron", "torch.distributed"},
     "sdp4bit_patches/session.py": {"megatron"},
     "sdp4bit_patches/weight_difference.py": {"megatron"},
