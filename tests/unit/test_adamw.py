@@ -79,7 +79,8 @@ def test_both_verbs_have_the_references_bits_for_every_size_and_kind_of_step(
     num_elements: int, implementation: str, square_root: str
 ) -> None:
     skip_unless_it_has(square_root, implementation)
-    for make, step in itertools.product((values_that_hurt, ordinary), STEPS):
+    steps = STEPS if num_elements < 100_000 else STEPS[:1]
+    for make, step in itertools.product((values_that_hurt, ordinary), steps):
         expected, given = make(num_elements), make(num_elements)
         published = [torch.full((num_elements,), torch.nan) for _ in SECOND_MOMENTS]
         for tensor, rule in zip(published, SECOND_MOMENTS, strict=True):
