@@ -61,5 +61,8 @@ def report_lines(model_chunks: list[Any]) -> list[str]:
 
 
 def step_metrics(iteration: int) -> dict[str, Any]:
-    """Measurements of compression that are complete after `iteration` (from 1 on); empty between samples."""
-    return {} if _session is None else _session.telemetry.take(iteration)
+    """Measurements of compression that are complete after `iteration` (from 1 on); between samples only DUO's times."""
+    if _session is None:
+        return {}
+    every_step = _session.duo.latest if _session.duo else {}
+    return every_step | _session.telemetry.take(iteration)

@@ -101,7 +101,7 @@ class BucketMessages:
         factor = self._bucket.gradient_scaling_factor * scale
         if factor != 1.0:
             gradients *= factor
-        if hasattr(self._bucket, "duo"):
+        if hasattr(self._bucket, "duo") and self._session.duo.policy.syncs(step):
             self._bucket.duo.keep(gradients)
         scratch = self._session.scratch(self.device)
         telemetry, shard = self._session.telemetry, self._own_shard(gradients)

@@ -237,14 +237,14 @@ class PlainReduceScatter:
 
     def __init__(self, num_elements: int, topology: Topology, dtype: torch.dtype) -> None:
         self._topology, self._dtype = topology, dtype
-        self.scratch_sizes = [wire.align(num_elements * dtype.itemsize)]
+        self.scratch_sizes = [wire.align(num_elements * dtype.itemsize)] * 2
         self._num_elements = num_elements
 
     def run(self, output: Tensor, input: Tensor, scratch: Scratch) -> None:
-        """Sum `input` [num_elements] of `dtype` over the ranks into fp32 `output` [shard]."""
-        [memory] = scratch.parts(self.scratch_sizes)
-        received = memory[: self._num_elements * self._dtype.itemsize].view(self._dtype)
-        dist.all_to_all_single(received, input, group=self._topology.flat_group)
+        """Sum `input` [num_elements], rounded to `dtype`, over the ranks into fp32 `output` [shard]."""
+        num_bytes = self._num_elements * self._dtype.itemsize
+        sent, received = (part[:num_bytes].view(self._dtype) for part in scratch.parts(self.scratch_sizes))
+        dist.all_to_all_single(received, sent.copy_(input), group=self._topology.flat_group)
         output.zero_()
         for row in received.view(self._topology.size, -1):
             output.add_(row)

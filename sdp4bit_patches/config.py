@@ -16,6 +16,7 @@ ROUNDINGS = ("stochastic", "nearest")
 ZERO_BIT = ("local", "skip")
 SLOW_CHANNELS = ("host", "device")
 SLOW_DTYPES = ("fp32", "bf16")
+POLICIES = ("always", "adaptive")
 SECOND_MOMENTS = ("largest", "state", "updated")
 
 
@@ -58,6 +59,9 @@ class CommConfig:
         "host", "where the exact sync runs: gloo from host memory, or the device", choices=SLOW_CHANNELS
     )
     duo_slow_dtype: str = _knob("fp32", "in which form the exact gradients travel", choices=SLOW_DTYPES)
+    duo_policy: str = _knob(
+        "always", "what to do where the exact sync is not hidden: warn, or do with less", choices=POLICIES
+    )
     duo_fast_second_moment: str = _knob(
         "largest",
         "second moment of the fast step: as published, the exact state's, or the larger",

@@ -26,6 +26,7 @@ from sdp4bit_patches.adamw import AdamWStep, adamw, adamw_provisional
 from sdp4bit_patches.collectives import EXACT_FORMAT, PlainReduceScatter, QuantizedReduceScatter
 from sdp4bit_patches.gradient_cache import GradientCache
 from sdp4bit_patches.progress import Handle, Scratch, ThreadProgress
+from sdp4bit_patches.slow_policy import SlowPolicy
 from sdp4bit_patches.topology import Topology
 
 
@@ -58,7 +59,6 @@ class DuoBucket:
         self,
         num_elements: int,
         topology: Topology,
-        cache_dtype: torch.dtype,
         device: torch.device,
         channel: torch.device,
     ) -> None:
@@ -69,13 +69,13 @@ class DuoBucket:
         shard_size = num_elements // topology.size
         self.published, self.main, self.exp_avg, self.exp_avg_sq = torch.zeros(4, shard_size, device=device)
         self.channel = channel
-        self._cache = GradientCache(num_elements, cache_dtype, channel)
+        self._cache = GradientCache(num_elements, channel)
         self._sum = torch.empty(shard_size, device=channel)
-        if cache_dtype == torch.float32:
-            self._plan = QuantizedReduceScatter(num_elements, topology, EXACT_FORMAT, EXACT_FORMAT, channel)
-        else:
-            self._plan = PlainReduceScatter(num_elements, topology, cache_dtype)
-        self.scratch_sizes = self._plan.scratch_sizes
+        self._plans = {
+            "fp32": QuantizedReduceScatter(num_elements, topology, EXACT_FORMAT, EXACT_FORMAT, channel),
+            "bf16": PlainReduceScatter(num_elements, topology, torch.bfloat16),
+        }
+        self.scratch_sizes = max((plan.scratch_sizes for plan in self._plans.values()), key=sum)
         self._steps: list[AdamWStep] | None = None
         self._handle: Handle | None = None
 
@@ -91,25 +91,32 @@ class DuoBucket:
             adamw_provisional(self.published[places], *state, gradient, step, second_moment)
         self._steps = steps
 
+    def step_at_once(self, steps: list[AdamWStep], gradients: list[Tensor]) -> None:
+        """A step without a slow sync: the compressed gradient advances the state itself."""
+        for span, step, gradient in zip(self.spans, steps, gradients, strict=True):
+            places = slice(span.begin, span.end)
+            adamw(self.main[places], self.exp_avg[places], self.exp_avg_sq[places], gradient, step)
+        self.published.copy_(self.main)
+
     @property
     def is_pending(self) -> bool:
         """Whether a gradient waits for its slow sync."""
         return self._steps is not None
 
-    def launch(self, progress: ThreadProgress, scratch: Scratch, advance: Callable[[DuoBucket], None]) -> None:
-        """Start the slow sync and step of the pending gradient; `advance(self)` counts the step."""
+    def launch(self, progress: ThreadProgress, scratch: Scratch, dtype: str, done: Callable[[DuoBucket], None]) -> None:
+        """Start the slow sync (in `dtype`) and step of the pending gradient; `done(self)` is called when it is over."""
         steps, self._steps = self._steps, None
 
         def job() -> None:
-            self._reduce(scratch)
+            self._reduce(scratch, dtype)
             self._step(steps)
-            advance(self)
+            done(self)
 
         self._handle = progress.start(job)
 
     @torch.no_grad()
-    def _reduce(self, scratch: Scratch) -> None:
-        self._plan.run(self._sum, self._cache.kept(), scratch)
+    def _reduce(self, scratch: Scratch, dtype: str) -> None:
+        self._plans[dtype].run(self._sum, self._cache.kept(), scratch)
         for part in self.sums:
             values = self._sum.index_select(0, part.index)
             dist.all_reduce(values, group=part.group)
@@ -137,11 +144,48 @@ class DuoBucket:
         return (time.perf_counter() - begun) * 1e3
 
 
+class StepClock:
+    """When a step's slow sync was launched, when it was over, and when the next gradient arrived."""
+
+    def __init__(self) -> None:
+        self.exposed_ms = 0.0
+        self._launched = self._done = self._arrived = self._step_begun = 0.0
+
+    def launched(self) -> None:
+        """The slow sync begins now."""
+        self._launched = self._done = time.perf_counter()
+        self._arrived = 0.0
+
+    def done(self) -> None:
+        """A bucket's slow step is over; the last call of a step counts."""
+        self._done = time.perf_counter()
+
+    def arrived(self) -> None:
+        """A gradient wants a bucket's place; the first call of a step counts."""
+        self._arrived = self._arrived or time.perf_counter()
+
+    def end_step(self) -> dict[str, float]:
+        """The milliseconds of the step that ends now; of a sync that was not launched in it, zeros."""
+        now = time.perf_counter()
+        times = {
+            "step_ms": (now - self._step_begun) * 1e3 if self._step_begun else 0.0,
+            "exposed_ms": self.exposed_ms,
+            "slow_ms": (self._done - self._launched) * 1e3,
+            "window_ms": max(self._arrived - self._launched, 0.0) * 1e3,
+        }
+        self._step_begun, self.exposed_ms = now, 0.0
+        self._launched = self._done = self._arrived = 0.0
+        return times
+
+
 class Duo:
     """All buckets of a rank: launched together when the provisional parameters have been gathered."""
 
-    def __init__(self, channel: torch.device) -> None:
-        self.exposed_ms = 0.0
+    def __init__(self, channel: torch.device, policy: SlowPolicy) -> None:
+        self.policy = policy
+        self.clock = StepClock()
+        self.latest: dict[str, float] = {}
+        self._step = 0
         self._ordinary: list[DuoBucket] = []
         self._shared: list[DuoBucket] = []
         self._progress = ThreadProgress()
@@ -160,8 +204,18 @@ class Duo:
         self._advance[bucket] = advance
         (self._shared if is_shared else self._ordinary).append(bucket)
 
+    def begin_step(self, number: int) -> bool:
+        """An optimizer step begins; whether its gradient is synced exactly. Several optimizers may ask."""
+        if number != self._step:
+            self._step = number
+            times = self.clock.end_step()
+            if times["step_ms"]:
+                self.policy.watch.add(**times, synced=times["slow_ms"] > 0)
+            self.latest = {f"duo_{name}": times[name] for name in ("exposed_ms", "slow_ms", "window_ms")}
+        return self.policy.syncs(number)
+
     def published(self, bucket_groups: list[Any]) -> None:
-        """The provisional step is done; the slow sync begins when these bucket groups have gathered its result."""
+        """The step's result is there; a slow sync begins when these bucket groups have gathered it."""
         self._to_gather |= set(bucket_groups)
 
     def gathered(self, bucket_group: Any) -> None:
@@ -174,15 +228,22 @@ class Duo:
     def launch(self) -> None:
         """Start the slow sync of every pending gradient."""
         self._to_gather.clear()
-        for bucket in self.buckets:
-            if bucket.is_pending:
-                bucket.launch(self._progress, self._scratch, self._advance[bucket])
+        pending = [bucket for bucket in self.buckets if bucket.is_pending]
+        if pending:
+            self.clock.launched()
+        for bucket in pending:
+            bucket.launch(self._progress, self._scratch, self.policy.level.dtype, self._done)
+
+    def _done(self, bucket: DuoBucket) -> None:
+        self._advance[bucket](bucket)
+        self.clock.done()
 
     def make_room(self, bucket: DuoBucket) -> None:
         """Before a bucket's next gradient is kept: finish its slow step. What that takes is exposed."""
         if any(other.is_pending for other in self.buckets):
             self.launch()
-        self.exposed_ms += bucket.wait()
+        self.clock.arrived()
+        self.clock.exposed_ms += bucket.wait()
 
     def flush(self) -> None:
         """Finish every slow step that is due: x is then the state after all gradients so far."""

@@ -13,9 +13,9 @@ class GradientCache:
     host buffer. So the compressed reduce-scatter, which works in place, waits for the device copy only.
     """
 
-    def __init__(self, num_elements: int, dtype: torch.dtype, channel: torch.device) -> None:
+    def __init__(self, num_elements: int, channel: torch.device) -> None:
         pinned = channel.type == "cpu" and torch.cuda.is_available()
-        self._values = torch.empty(num_elements, dtype=dtype, device=channel, pin_memory=pinned)
+        self._values = torch.empty(num_elements, device=channel, pin_memory=pinned)
         self._stream: torch.cuda.Stream | None = None
         self._done: torch.cuda.Event | None = None
 

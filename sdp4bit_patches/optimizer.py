@@ -131,10 +131,12 @@ class QuantizedDistributedOptimizer(DistributedOptimizer):
 
     def step_with_ready_grads(self) -> bool:
         """megatron-core's step, after which whoever watches is told. DUO's buckets take their provisional step."""
-        if self._provisional is not None and not self.is_stub_optimizer:
-            self._provisional.step()
+        step = current_step(self.session)
+        if self._provisional is not None and self.session.duo is not None:
+            self._provisional.step(step)
             groups = [group for chunk in self.model_chunks for group in _bucket_groups(chunk) if group.uses_duo]
             self.session.duo.published(groups)
+            self.session.decide_slow_policy(step)
         succeeded = super().step_with_ready_grads()
         if self.session.on_step:
             self.session.on_step(current_step(self.session))

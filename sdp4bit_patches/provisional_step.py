@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -79,15 +80,23 @@ class ProvisionalStep:
         self._unscale = (scaler.inv_scale.item(),) if scaler else ()
         self.probe.grad = torch.ones_like(self.probe)
 
-    def step(self) -> None:
-        """The fast step of all buckets, whose numbers are kept for the slow one. It uses their gradients up."""
+    def step(self, number: int) -> None:
+        """Step `number` of all buckets: provisional where its gradient is synced exactly, at once elsewhere.
+
+        It uses the gradients up.
+        """
+        syncs = self._session.duo.begin_step(number)
         clip = self.probe.grad.item()
         scales = self._unscale + ((clip,) if clip != 1.0 else ())
         for duo in self.buckets:
             self._adopt(duo)
             steps = [self._numbers(span, scales) for span in duo.spans]
             gradients = [span.parameter.grad for span in duo.spans]
-            duo.step_provisionally(steps, gradients, self._session.config.duo_fast_second_moment)
+            if syncs:
+                duo.step_provisionally(steps, gradients, self._session.config.duo_fast_second_moment)
+            else:
+                duo.step_at_once([replace(step, scales=()) for step in steps], gradients)
+                self._count(duo)
             for span in duo.spans:
                 span.parameter.grad = None
 

@@ -9,9 +9,10 @@ import torch
 import torch.distributed as dist
 
 from sdp4bit_patches import topology
-from sdp4bit_patches.config import CommConfig
+from sdp4bit_patches.config import SLOW_DTYPES, CommConfig
 from sdp4bit_patches.duo import Duo, DuoBucket
 from sdp4bit_patches.progress import Scratch, StreamProgress, ThreadProgress, make_progress
+from sdp4bit_patches.slow_policy import SlowPolicy
 from sdp4bit_patches.telemetry import Telemetry
 from sdp4bit_patches.topology import Topology
 
@@ -36,6 +37,8 @@ class Session:
         self._slow_topologies: dict[tuple[int, ...], Topology] = {}
         self._slow_groups: dict[tuple[int, ...], dist.ProcessGroup] = {}
         self._duo: Duo | None = None
+        self._host_group: dist.ProcessGroup | None = None
+        self._decided = 0
         self._num_buckets = 0
         # Optimizer steps since the start.
         self.num_steps = 0
@@ -85,9 +88,27 @@ class Session:
         ranks = tuple(dist.get_process_group_ranks(group))
         if ranks not in self._slow_topologies:
             self._slow_topologies[ranks] = topology.discover(group, self.config.node_size, self._slow_backend)
-        self._duo = self._duo or Duo(channel)
-        dtype = torch.float32 if self.config.duo_slow_dtype == "fp32" else torch.bfloat16
-        return DuoBucket(bucket.grad_data.numel(), self._slow_topologies[ranks], dtype, device, channel)
+        if self._host_group is None:
+            everybody = list(range(dist.get_world_size()))
+            self._host_group = topology.own_group(everybody, dist.group.WORLD, "gloo")
+        first = SLOW_DTYPES.index(self.config.duo_slow_dtype)
+        self._duo = self._duo or Duo(channel, SlowPolicy(self.config.duo_policy == "adaptive", first))
+        return DuoBucket(bucket.grad_data.numel(), self._slow_topologies[ranks], device, channel)
+
+    def decide_slow_policy(self, step: int) -> None:
+        """Let all ranks of the job look at whether the slow sync pays; every rank asks in every step."""
+        if step == self._decided:
+            return
+        self._decided = step
+        words = self._duo.policy.decide(self._largest)
+        if words and dist.get_rank() == 0:
+            print(f" step {step}: {words}", flush=True)
+
+    def _largest(self, values: list[float]) -> list[float]:
+        """Element-wise maximum over all ranks, on the host."""
+        largest = torch.tensor(values, dtype=torch.float64, device="cpu")
+        dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=self._host_group)
+        return largest.tolist()
 
     def uses_duo(self, bucket: Any, group_size: int) -> bool:
         """Whether a bucket's gradients are synced a second time: where the first sync is quantized."""

@@ -170,12 +170,14 @@ def plot(runs: list[RunMetrics], path: Path, width: int) -> None:
 def _draw(axes: Axes, run: RunMetrics, index: int, width: int) -> None:
     color, marker = COLORS[index % len(COLORS)], MARKERS[index % len(MARKERS)]
     points = {"color": color, "marker": marker, "markerfacecolor": "white", "markersize": 6}
-    axes.plot(run.iterations, smooth(run.lm_loss, width), color=color, linewidth=1.8)
+    # Dashed on top of the first, so that curves which coincide can both be seen.
+    style = {"linewidth": 1.8, "linestyle": (0, (5, 2)) if index else "solid"}
+    axes.plot(run.iterations, smooth(run.lm_loss, width), color=color, **style)
     if width > 1:
         axes.plot(run.iterations, run.lm_loss, color=color, alpha=0.3, linewidth=0.8, zorder=1)
     if run.validation:
         axes.plot(*zip(*run.validation, strict=True), linestyle="none", zorder=3, **points)
-    axes.plot([], [], linewidth=1.8, label=run.label, **(points if run.validation else {"color": color}))
+    axes.plot([], [], **style, label=run.label, **(points if run.validation else {"color": color}))
 
 
 def plot_runs(args: Namespace) -> None:

@@ -8,14 +8,23 @@ from megatron.training.errors import require, user_input
 from sdp4bit_patches import config
 
 
+def comm_config(args: argparse.Namespace) -> config.CommConfig:
+    """What ``args`` ask to send between data-parallel ranks.
+
+    Raises:
+        UserError: with the flags and the remedy.
+    """
+    with user_input():
+        return config.from_arguments(args)
+
+
 def check_compression(args: argparse.Namespace) -> None:
     """Refuse compression flags that don't fit each other or the rest.
 
     Raises:
         UserError: with the flags and the remedy.
     """
-    with user_input():
-        comm = config.from_arguments(args)
+    comm = comm_config(args)
     if comm.is_baseline:
         return
     require(

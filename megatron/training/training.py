@@ -18,6 +18,7 @@ from megatron.core.utils import check_param_hashes_across_dp_replicas
 
 import sdp4bit_patches
 from megatron.training.checkpointing import TrainState, load_checkpoint, save_checkpoint
+from megatron.training.compression import comm_config
 from megatron.training.data import DataIterators, build_data_iterators, build_train_valid_test_datasets
 from megatron.training.data_files import check_data_files
 from megatron.training.errors import checked_on_every_rank, user_input
@@ -34,7 +35,6 @@ from megatron.training.report import print_start_report
 from megatron.training.signals import ExitSignal
 from megatron.training.tokenizer import build_tokenizer, padded_vocab_size
 from megatron.training.train_step import StepResult, connect_schedule, evaluate, train_step
-from sdp4bit_patches.config import from_arguments
 
 
 def pretrain(args: argparse.Namespace) -> None:
@@ -67,7 +67,7 @@ def set_up(args: argparse.Namespace) -> Run:
     config.timers = Timers(int(args.timing_log_level), "minmax")
     print_start_report(args)
     if not args.skip_train:
-        sdp4bit_patches.install(from_arguments(args))
+        sdp4bit_patches.install(comm_config(args))
     model = build_model(args, config)
     optimizer = None if args.skip_train else build_optimizer(args, model, config.timers)
     _report_compression(model)

@@ -1,0 +1,124 @@
+"""Whether the second gradient sync pays, and what is done where it does not.
+
+The slow sync is free while it fits into its window, from the end of the parameter gather to the arrival of the next
+gradient. What does not fit is exposed: it makes steps longer. `Watch` measures that on every rank. With
+`--duo-policy adaptive`, `SlowPolicy` lowers the slow sync level by level until steps are no longer than they would be
+without it, within `TOLERANCE`, and raises it again when the window has grown; all ranks agree on each change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+TOLERANCE = 0.03
+# Steps between decisions; the first ones of a run are slower than all others and decide nothing.
+INTERVAL = 8
+WARM_UP = 3
+
+
+class Level(NamedTuple):
+    """How exact gradients travel: their form, and in which steps (`period` 4: in every fourth; 0: in none)."""
+
+    dtype: str
+    period: int
+
+    def __str__(self) -> str:
+        often = {0: "never", 1: "every step"}.get(self.period, f"every {self.period} steps")
+        return often if self.period == 0 else f"{self.dtype} {often}"
+
+
+LEVELS = (Level("fp32", 1), Level("bf16", 1), Level("bf16", 2), Level("bf16", 4), Level("bf16", 8), Level("bf16", 0))
+
+
+@dataclass
+class Watch:
+    """Milliseconds of the steps since the last decision, on this rank."""
+
+    num_steps: int = 0
+    step_ms: float = 0.0
+    exposed_ms: float = 0.0
+    slow_ms: float = 0.0
+    window_ms: float = 0.0
+    num_syncs: int = 0
+
+    def add(self, step_ms: float, exposed_ms: float, slow_ms: float, window_ms: float, synced: bool) -> None:
+        """One step: its length, what of the slow sync was exposed, how long that took and what time it had."""
+        self.num_steps += 1
+        self.step_ms += step_ms
+        self.exposed_ms += exposed_ms
+        self.window_ms += window_ms if synced else 0.0
+        self.slow_ms += slow_ms
+        self.num_syncs += synced
+
+    def means(self) -> list[float]:
+        """Exposed share of the step time without it; mean milliseconds of a slow sync, and of its window negated.
+
+        The largest of each over all ranks is what decides.
+        """
+        without = max(self.step_ms - self.exposed_ms, 1e-9)
+        syncs = max(self.num_syncs, 1)
+        return [self.exposed_ms / without, self.slow_ms / syncs, -self.window_ms / syncs]
+
+
+@dataclass
+class SlowPolicy:
+    """The level that all ranks are at. `first` is the level that the flags ask for."""
+
+    adaptive: bool
+    first: int = 0
+    level_index: int = field(init=False)
+    watch: Watch = field(default_factory=Watch)
+    _slow_ms: dict[int, float] = field(default_factory=dict)
+    _warned: bool = False
+
+    def __post_init__(self) -> None:
+        self.level_index = self.first
+
+    @property
+    def level(self) -> Level:
+        """The current one."""
+        return LEVELS[self.level_index]
+
+    def syncs(self, step: int) -> bool:
+        """Whether this step's gradient is synced exactly."""
+        return self.level.period > 0 and step % self.level.period == 0
+
+    def decide(self, largest: Callable[[list[float]], list[float]]) -> str | None:
+        """After every `INTERVAL` steps: look at the worst rank, and say in words what is wrong or was changed.
+
+        `largest` gives the element-wise maximum over all ranks, which therefore decide alike.
+        """
+        if self.watch.num_steps < INTERVAL:
+            return None
+        exposed, slow_ms, window_ms = largest(self.watch.means())
+        synced, self.watch = self.watch.num_syncs > 0, Watch()
+        if synced:
+            self._slow_ms[self.level_index] = slow_ms
+        words = (
+            f"slow sync {slow_ms:.0f} ms, compute that hides it {-window_ms:.0f} ms, exposed {exposed:.1%} of a step"
+        )
+        if exposed > TOLERANCE:
+            return self._lower(words) if self.adaptive else self._warn(words)
+        return self._raise(-window_ms) if self.adaptive and synced else None
+
+    def _warn(self, words: str) -> str | None:
+        if self._warned:
+            return None
+        self._warned = True
+        remedy = "more micro-batches or a faster slow channel hide it; --duo-policy adaptive does with less of it"
+        return f"DUO is not hidden: {words}; {remedy}"
+
+    def _lower(self, words: str) -> str | None:
+        if self.level_index + 1 == len(LEVELS):
+            return None
+        self.level_index += 1
+        return f"DUO is not hidden: {words}; exact gradients now: {self.level}"
+
+    def _raise(self, window_ms: float) -> str | None:
+        above = self.level_index - 1
+        if above < self.first or self._slow_ms.get(above, float("inf")) > 0.8 * window_ms:
+            return None
+        self.level_index = above
+        return f"DUO has room again ({window_ms:.0f} ms of compute); exact gradients now: {self.level}"
