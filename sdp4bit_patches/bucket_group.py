@@ -56,6 +56,8 @@ class QuantizedBucketGroup(_ParamAndGradBucketGroup):
         """Start the quantized reduce-scatter; see megatron-core's method for when."""
         step = current_step(self.session)
         if not self._reduces_quantized(step, force_all_reduce):
+            for messages in self.messages:
+                self.session.telemetry.count(step, messages.gradient_bytes)
             return super().start_grad_sync(force_all_reduce=force_all_reduce)
         if self.is_first_batch and self.grad_reduce_handle is not None:
             return
@@ -98,6 +100,8 @@ class QuantizedBucketGroup(_ParamAndGradBucketGroup):
         if self._quantizes_weights:
             self._start_quantized_param_sync(force_sync)
         else:
+            for messages in self.messages if self.param_gather_handle is None else ():
+                self.session.telemetry.count(current_step(self.session), messages.parameter_bytes)
             super().start_param_sync(force_sync=force_sync)
         if self.param_gather_handle is None:
             self._tell_duo()

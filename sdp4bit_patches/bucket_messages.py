@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from sdp4bit_patches.collectives import EXACT_FORMAT, LinkBytes, QuantizedAllGather, QuantizedReduceScatter
+from sdp4bit_patches.collectives import EXACT_FORMAT, LinkBytes, QuantizedAllGather, QuantizedReduceScatter, exact_bytes
 from sdp4bit_patches.config import rounding_of
 from sdp4bit_patches.exact_slices import ExactSlices
 from sdp4bit_patches.session import Session
@@ -75,10 +75,25 @@ class BucketMessages:
         return self._bucket.grad_data.numel()
 
     @property
-    def link_bytes(self) -> LinkBytes:
-        """What a step sends from this rank to others."""
-        plans = [plan for plan in (self.reduce_scatter, self.all_gather) if plan is not None]
-        return sum((plan.link_bytes for plan in plans), LinkBytes())
+    def gradient_bytes(self) -> LinkBytes:
+        """What a step's reduce-scatter sends from this rank to others, megatron-core's own where that does it."""
+        if self._session.config.sends_no_gradients:
+            return LinkBytes()
+        if self.reduce_scatter is not None:
+            return self.reduce_scatter.link_bytes
+        return exact_bytes(self.topology, self.num_elements, self._bucket.grad_data.element_size())
+
+    @property
+    def parameter_bytes(self) -> LinkBytes:
+        """The same of its all-gather."""
+        if self.all_gather is not None:
+            return self.all_gather.link_bytes
+        return exact_bytes(self.topology, self.num_elements, self._bucket.param_data.element_size())
+
+    def exact_bytes(self, gradient_width: int) -> LinkBytes:
+        """What megatron-core would send in a step, with gradients of so many bytes an element."""
+        sizes = (gradient_width, self._bucket.param_data.element_size())
+        return sum((exact_bytes(self.topology, self.num_elements, size) for size in sizes), LinkBytes())
 
     def _own_shard(self, data: Tensor) -> Tensor:
         size = data.numel() // self.topology.size
@@ -109,6 +124,7 @@ class BucketMessages:
         if exact is not None:
             self._exact_reduce_scatter.run(exact, gradients, scratch)
         self._reduce(shard, gradients, step)
+        telemetry.count(step, self.gradient_bytes)
         if exact is not None:
             self._record(step, "gradient", shard, exact)
 
@@ -117,7 +133,6 @@ class BucketMessages:
             _estimate_alone(shard, gradients, self.topology.size, self._session.config.duo_zero_bit)
             return
         self.reduce_scatter.run(shard, gradients, self._session.scratch(self.device), self._rounding(step))
-        self._session.telemetry.count(step, self.reduce_scatter.link_bytes)
 
     def take_published(self) -> int | None:
         """The step whose parameters wait to be sent; None where there are none."""
@@ -130,11 +145,12 @@ class BucketMessages:
         shard = self._own_shard(model)
         if self.all_gather is None:
             dist.all_gather_into_tensor(model, shard.clone(), group=self.topology.flat_group)
+            self._session.telemetry.count(step, self.parameter_bytes)
             return
         telemetry, main = self._session.telemetry, self._difference.main
         before = shard.float() if telemetry.measures(step) else None
         self.all_gather.run(model, main, self._session.scratch(self.device), self._rounding(step, WEIGHT_HOP))
-        telemetry.count(step, self.all_gather.link_bytes)
+        telemetry.count(step, self.parameter_bytes)
         if before is not None:
             self._record(step, "weight", shard.float() - before, main - before)
 

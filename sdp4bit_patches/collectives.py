@@ -260,6 +260,11 @@ def _by_link(topology: Topology, bytes_to: Callable[[int], int]) -> LinkBytes:
     return LinkBytes(intra, sum(bytes_to(rank) for rank in range(topology.size) if rank not in node))
 
 
+def exact_bytes(topology: Topology, num_elements: int, element_bytes: int) -> LinkBytes:
+    """What a rank sends when shards of a bucket are exchanged as they are: a reduce-scatter's, or an all-gather's."""
+    return _by_link(topology, lambda _rank: num_elements // topology.size * element_bytes)
+
+
 class QuantizedAllGather:
     """All-gathers equal shards of `num_elements` elements in all: quantized differences, or the weights themselves.
 

@@ -23,7 +23,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sdp4bit_patches.adamw import AdamWStep, adamw, adamw_provisional
-from sdp4bit_patches.collectives import EXACT_FORMAT, PlainReduceScatter, QuantizedReduceScatter
+from sdp4bit_patches.collectives import EXACT_FORMAT, LinkBytes, PlainReduceScatter, QuantizedReduceScatter
 from sdp4bit_patches.gradient_cache import GradientCache
 from sdp4bit_patches.progress import Handle, Scratch, ThreadProgress
 from sdp4bit_patches.slow_policy import SlowPolicy
@@ -78,6 +78,16 @@ class DuoBucket:
         self.scratch_sizes = max((plan.scratch_sizes for plan in self._plans.values()), key=sum)
         self._steps: list[AdamWStep] | None = None
         self._handle: Handle | None = None
+
+    @property
+    def link_bytes(self) -> LinkBytes:
+        """What an fp32 slow sync sends from this rank to others."""
+        return self._plans["fp32"].link_bytes
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory beside megatron-core's: the cached gradient, its exact sum, and the published shard."""
+        return 4 * (self._cache.num_elements + self._sum.numel() + self.published.numel())
 
     def keep(self, gradients: Tensor) -> None:
         """Put this step's own gradients aside; `wait` has to have returned. Call it within a job of `progress`."""
@@ -203,6 +213,11 @@ class Duo:
         self._scratch.reserve(bucket.scratch_sizes)
         self._advance[bucket] = advance
         (self._shared if is_shared else self._ordinary).append(bucket)
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of the second sync on this rank, its scratch included."""
+        return sum(bucket.num_bytes for bucket in self.buckets) + self._scratch.num_bytes
 
     def begin_step(self, number: int) -> bool:
         """An optimizer step begins; whether its gradient is synced exactly. Several optimizers may ask."""

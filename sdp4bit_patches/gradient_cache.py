@@ -19,6 +19,11 @@ class GradientCache:
         self._stream: torch.cuda.Stream | None = None
         self._done: torch.cuda.Event | None = None
 
+    @property
+    def num_elements(self) -> int:
+        """How many gradients it holds."""
+        return self._values.numel()
+
     def keep(self, gradients: Tensor) -> None:
         """Copy `gradients`, on the current stream's order; returns before a copy from a GPU is done."""
         if not gradients.is_cuda:

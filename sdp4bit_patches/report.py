@@ -24,20 +24,29 @@ def report_lines(session: Session, model_chunks: list[Any]) -> list[str]:
     """
     groups = [group for chunk in model_chunks for group in chunk.bucket_groups + chunk.expert_parallel_bucket_groups]
     lines = [f" compression: {_in_words(session.config)}"]
-    sent, plain = LinkBytes(), [LinkBytes(), LinkBytes()]
+    sent, exact = LinkBytes(), dict.fromkeys((4, 2), LinkBytes())
+    slow = LinkBytes()
     fallbacks = []
     for number, (size, bucket, messages) in enumerate(_buckets(groups)):
         reasons = _fallbacks(session, bucket, size, messages)
         fallbacks += reasons
         lines.append(f"  bucket {number}, {bucket.grad_data.numel():,} elements: {_bucket(messages, reasons, size)}")
         if messages is not None:
-            sent += messages.link_bytes
-            plain = [total + _plain(messages, width) for total, width in zip(plain, (4, 2), strict=True)]
+            sent += messages.gradient_bytes + messages.parameter_bytes
+            slow += bucket.duo.link_bytes if hasattr(bucket, "duo") else LinkBytes()
+            for width in exact:
+                exact[width] += messages.exact_bytes(width)
     if session.config.strict_compression and fallbacks:
         raise ValueError(f"--strict-compression: {fallbacks[0]}; drop the flag to accept it")
-    words = [_mebibytes(sent)]
-    words += [f"{name} would be {_mebibytes(total)}" for name, total in zip(("fp32", "bf16"), plain, strict=True)]
-    lines.append(f"  a step sends from this rank {'; '.join(words)}")
+    lines.append(f"  a step sends from this rank {_mebibytes(sent)}")
+    for width, total in exact.items():
+        lines.append(
+            f"  with fp{8 * width} gradients and exact parameters: {_mebibytes(total)}".replace("fp16", "bf16")
+        )
+    if session.duo is not None:
+        channel = "host memory over gloo" if session.config.duo_slow_channel == "host" else "the device"
+        lines.append(f"  behind the next step, from {channel}: {_mebibytes(slow)}; evaluation is of the fast weights")
+        lines.append(f"  memory of the second sync: {session.duo.num_bytes / MIB:.1f} MiB")
     lines.append(f"  scratch memory: {session.scratch_bytes / MIB:.1f} MiB, allocated once")
     return lines
 
@@ -104,20 +113,6 @@ def _hops(topology: Topology, formats: list[MessageFormat]) -> str:
 
 def _format(message_format: MessageFormat) -> str:
     return f"{message_format.bits} bits in groups of {message_format.group_size}"
-
-
-def _plain(messages: BucketMessages, element_bytes: int) -> LinkBytes:
-    """The same exchanges with every element at `element_bytes`, and no scales."""
-    topology = messages.topology
-    shard = messages.num_elements // topology.size * element_bytes
-    local = len(topology.nodes[topology.node])
-    flat = LinkBytes((local - 1) * shard, (topology.size - local) * shard)
-    total = flat if messages.all_gather is not None else LinkBytes()
-    if messages.reduce_scatter is None:
-        return total
-    nodes = len(topology.nodes)
-    two_level = LinkBytes((local - 1) * nodes * shard, (nodes - 1) * shard)
-    return total + (two_level if topology.shape == "two-level" else flat)
 
 
 def _mebibytes(sent: LinkBytes) -> str:
