@@ -17,7 +17,7 @@ ZERO_BIT = ("local", "skip")
 SLOW_CHANNELS = ("host", "device")
 SLOW_DTYPES = ("fp32", "bf16")
 POLICIES = ("always", "adaptive")
-SECOND_MOMENTS = ("largest", "state", "updated")
+SECOND_MOMENTS = ("settled", "largest", "state", "updated")
 
 
 def _knob(default: Any, text: str, kind: type | None = None, choices: tuple[Any, ...] | None = None) -> Any:
@@ -63,8 +63,9 @@ class CommConfig:
         "always", "what to do where the exact sync is not hidden: warn, or do with less", choices=POLICIES
     )
     duo_fast_second_moment: str = _knob(
-        "largest",
-        "second moment of the fast step: as published, the exact state's, or the larger",
+        "settled",
+        "second moment of the fast step: as published (updated), the exact state's (state), the larger of the two "
+        "(largest), or first the larger, then the state's (settled)",
         choices=SECOND_MOMENTS,
     )
     strict_compression: bool = _knob(False, "stop where something would travel uncompressed or in a single hop")

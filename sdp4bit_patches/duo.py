@@ -93,12 +93,12 @@ class DuoBucket:
         """Put this step's own gradients aside; `wait` has to have returned. Call it within a job of `progress`."""
         self._cache.keep(gradients)
 
-    def step_provisionally(self, steps: list[AdamWStep], gradients: list[Tensor], second_moment: str) -> None:
+    def step_provisionally(self, steps: list[AdamWStep], gradients: list[Tensor], second_moments: list[str]) -> None:
         """The fast step: y from the compressed gradients of each span; remembers `steps` for the slow one."""
-        for span, step, gradient in zip(self.spans, steps, gradients, strict=True):
+        for span, step, gradient, rule in zip(self.spans, steps, gradients, second_moments, strict=True):
             places = slice(span.begin, span.end)
             state = (self.main[places], self.exp_avg[places], self.exp_avg_sq[places])
-            adamw_provisional(self.published[places], *state, gradient, step, second_moment)
+            adamw_provisional(self.published[places], *state, gradient, step, rule)
         self._steps = steps
 
     def step_at_once(self, steps: list[AdamWStep], gradients: list[Tensor]) -> None:
