@@ -76,6 +76,8 @@ class DuoBucket:
             "bf16": PlainReduceScatter(num_elements, topology, torch.bfloat16),
         }
         self.scratch_sizes = max((plan.scratch_sizes for plan in self._plans.values()), key=sum)
+        # |y - x| / lr of this rank's shard after the latest slow step: what one step's compression error came to.
+        self.distance = 0.0
         self._steps: list[AdamWStep] | None = None
         self._handle: Handle | None = None
 
@@ -143,6 +145,8 @@ class DuoBucket:
             places = slice(span.begin, span.end)
             state = (self.main[places], self.exp_avg[places], self.exp_avg_sq[places])
             adamw(*state, gradient[places], step)
+        lr = max((step.lr for step in steps), default=0.0)
+        self.distance = (self.published - self.main).norm().item() / lr if lr else 0.0
 
     def wait(self) -> float:
         """Return when no slow step of this bucket is under way; milliseconds that this took."""
@@ -227,6 +231,7 @@ class Duo:
             if times["step_ms"]:
                 self.policy.watch.add(**times, synced=times["slow_ms"] > 0)
             self.latest = {f"duo_{name}": times[name] for name in ("exposed_ms", "slow_ms", "window_ms")}
+            self.latest["duo_distance_per_lr"] = math.hypot(*(bucket.distance for bucket in self.buckets))
         return self.policy.syncs(number)
 
     def published(self, bucket_groups: list[Any]) -> None:
