@@ -185,7 +185,7 @@ class StepClock:
             "step_ms": (now - self._step_begun) * 1e3 if self._step_begun else 0.0,
             "exposed_ms": self.exposed_ms,
             "slow_ms": (self._done - self._launched) * 1e3,
-            "window_ms": max(self._arrived - self._launched, 0.0) * 1e3,
+            "window_ms": max(self._arrived - self._launched, 0.0) * 1e3 if self._launched else 0.0,
         }
         self._step_begun, self.exposed_ms = now, 0.0
         self._launched = self._done = self._arrived = 0.0
