@@ -93,6 +93,12 @@ class CommConfig:
             _require(not choices or value in choices, f"{_flag(knob.name)} {value}: use one of {choices}")
         needs = self.fast_slow_grad_reduce and not self.quantized_gradients
         _require(not needs, "--fast-slow-grad-reduce corrects quantized gradients: add --quantized-gradients")
+        start = self.gradients_quantization_start_iteration
+        sentence = (
+            f"--gradients-quantization-start-iteration {start} with --fast-slow-grad-reduce: gradients are exact in "
+        )
+        sentence += "the end anyway; drop one of the two"
+        _require(not (self.fast_slow_grad_reduce and start), sentence)
 
     def _check_formats(self) -> None:
         zeros = (self.gradient_quantization_bits_intra == 0) + (self.gradient_quantization_bits_inter == 0)
