@@ -55,5 +55,5 @@ def _check_duo(args: argparse.Namespace) -> None:
     )
     require(
         not args.calculate_per_token_loss,
-        "--calculate-per-token-loss scales gradients after their sync, --fast-slow-grad-reduce would miss that; drop one",
+        "--calculate-per-token-loss scales gradients after their sync, --fast-slow-grad-reduce misses that; drop one",
     )
