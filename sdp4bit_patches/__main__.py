@@ -16,6 +16,7 @@ from pathlib import Path
 
 import sdp4bit_patches
 from sdp4bit_patches import config
+from sdp4bit_patches.refusals import Refusal
 
 
 def parse(words: list[str]) -> tuple[config.CommConfig, list[str]]:
@@ -35,11 +36,19 @@ def parse(words: list[str]) -> tuple[config.CommConfig, list[str]]:
     return config.from_arguments(args), rest
 
 
+def _read(script: str, words: list[str]) -> tuple[config.CommConfig, list[str]]:
+    try:
+        comm_config, rest = parse(words)
+    except ValueError as error:
+        raise Refusal(str(error)) from error
+    if not Path(script).is_file():
+        raise Refusal(f"{script} is no file: give the path of a Megatron script, or 'doctor'")
+    return comm_config, rest
+
+
 def run_script(script: str, words: list[str]) -> None:
     """Install what `words` ask for and run `script` with the rest."""
-    comm_config, rest = parse(words)
-    if not Path(script).is_file():
-        raise ValueError(f"{script} is no file: give the path of a Megatron script, or 'doctor'")
+    comm_config, rest = _read(script, words)
     # Python does the same for a script it is given; Megatron-LM's own packages lie beside its scripts.
     sys.path.insert(0, str(Path(script).resolve().parent))
     from sdp4bit_patches import cpu_device, host_script
@@ -65,9 +74,9 @@ def main(words: list[str]) -> None:
         if words[0] == "doctor":
             from sdp4bit_patches.doctor import examine
 
-            sys.exit(examine(words[1:]))
+            sys.exit(examine(*_read(__file__, words[1:])))
         run_script(words[0], words[1:])
-    except ValueError as error:
+    except Refusal as error:
         if int(os.environ.get("RANK", "0")) == 0:
             print(f"sdp4bit_patches: error: {error}", file=sys.stderr)
         sys.exit(2)

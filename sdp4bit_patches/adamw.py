@@ -27,6 +27,14 @@ ROUNDED, RSQRT14 = 0, 1  # the native square roots: see sdp4bit.h
 MAX_SCALES = 4
 
 
+def second_moment_rule(configured: str, step: AdamWStep) -> str:
+    """What `settled` is in this step: `largest` until the exact second moment has seen 1 / (1 - beta2) gradients, so
+    that it lags behind growing gradients no more, then `state`, which few-bit gradients disturb least."""
+    if configured != "settled":
+        return configured
+    return "largest" if step.step <= 1 / (1 - step.beta2) else "state"
+
+
 def adamw(main: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, gradient: Tensor, step: AdamWStep) -> None:
     """Advance parameters and moments (all fp32[n]) in place by `gradient` (fp32[n], which is left alone)."""
     _check(main=main, exp_avg=exp_avg, exp_avg_sq=exp_avg_sq, gradient=gradient)

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from sdp4bit_patches.collectives import EXACT_FORMAT, LinkBytes, QuantizedAllGather, QuantizedReduceScatter, exact_bytes
 from sdp4bit_patches.config import rounding_of
 from sdp4bit_patches.exact_slices import ExactSlices
+from sdp4bit_patches.gather import all_gather
 from sdp4bit_patches.session import Session
 from sdp4bit_patches.topology import Topology
 from sdp4bit_patches.weight_difference import WeightDifference
@@ -144,7 +144,7 @@ class BucketMessages:
         model = self._bucket.param_data
         shard = self._own_shard(model)
         if self.all_gather is None:
-            dist.all_gather_into_tensor(model, shard.clone(), group=self.topology.flat_group)
+            all_gather(model, shard.clone(), self.topology.flat_group)
             self._session.telemetry.count(step, self.parameter_bytes)
             return
         telemetry, main = self._session.telemetry, self._difference.main

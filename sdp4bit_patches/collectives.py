@@ -27,6 +27,7 @@ from torch import Tensor
 
 from sdp4bit_patches import codec, wire
 from sdp4bit_patches.exact_slices import ExactSlices
+from sdp4bit_patches.gather import all_gather
 from sdp4bit_patches.progress import Scratch
 from sdp4bit_patches.topology import Topology
 from sdp4bit_patches.wire import MessageFormat, StochasticRounding, Stream
@@ -320,7 +321,7 @@ class QuantizedAllGather:
         send, received = scratch.parts(self.scratch_sizes)
         shard = model[self.topology.rank * self.shard_size :][: self.shard_size]
         self._write(send, shard, main, rounding(self.format, 0))
-        dist.all_gather_into_tensor(received, send, group=self.topology.flat_group)
+        all_gather(received, send, self.topology.flat_group)
         apply = codec.dequantize if self._direct else codec.dequantize_add
         apply(received, model, self._all)
         if self.exact:

@@ -17,7 +17,7 @@ ZERO_BIT = ("local", "skip")
 SLOW_CHANNELS = ("host", "device")
 SLOW_DTYPES = ("fp32", "bf16")
 POLICIES = ("always", "adaptive")
-SECOND_MOMENTS = ("largest", "state", "updated")
+SECOND_MOMENTS = ("settled", "largest", "state", "updated")
 
 
 def _knob(default: Any, text: str, kind: type | None = None, choices: tuple[Any, ...] | None = None) -> Any:
@@ -63,8 +63,9 @@ class CommConfig:
         "always", "what to do where the exact sync is not hidden: warn, or do with less", choices=POLICIES
     )
     duo_fast_second_moment: str = _knob(
-        "largest",
-        "second moment of the fast step: as published, the exact state's, or the larger",
+        "settled",
+        "second moment of the fast step: as published (updated), the exact state's (state), the larger of the two "
+        "(largest), or first the larger, then the state's (settled)",
         choices=SECOND_MOMENTS,
     )
     strict_compression: bool = _knob(False, "stop where something would travel uncompressed or in a single hop")
@@ -92,6 +93,12 @@ class CommConfig:
             _require(not choices or value in choices, f"{_flag(knob.name)} {value}: use one of {choices}")
         needs = self.fast_slow_grad_reduce and not self.quantized_gradients
         _require(not needs, "--fast-slow-grad-reduce corrects quantized gradients: add --quantized-gradients")
+        start = self.gradients_quantization_start_iteration
+        sentence = (
+            f"--gradients-quantization-start-iteration {start} with --fast-slow-grad-reduce: gradients are exact in "
+        )
+        sentence += "the end anyway; drop one of the two"
+        _require(not (self.fast_slow_grad_reduce and start), sentence)
 
     def _check_formats(self) -> None:
         zeros = (self.gradient_quantization_bits_intra == 0) + (self.gradient_quantization_bits_inter == 0)

@@ -26,16 +26,9 @@ class Finding:
         return f"{self.kind:>6}  {self.what}{': ' + self.remedy if self.remedy else ''}"
 
 
-def examine(words: list[str]) -> int:
-    """Print all findings about this machine and the flags of a run; 1 where one of them is wrong, else 0.
-
-    Raises:
-        ValueError: a compression flag that has no meaning by itself.
-    """
-    from sdp4bit_patches.__main__ import parse
-
-    config, rest = parse(words)
-    args = _host_flags(rest)
+def examine(config: CommConfig, words: list[str]) -> int:
+    """Print all findings about this machine, compression and a run's own flags; 1 where one is wrong, else 0."""
+    args = _host_flags(words)
     findings = [*_machine(), *_compression(config), *_host(config, args), *_overlap(config, args)]
     for finding in findings:
         print(finding)

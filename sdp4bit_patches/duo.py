@@ -76,6 +76,8 @@ class DuoBucket:
             "bf16": PlainReduceScatter(num_elements, topology, torch.bfloat16),
         }
         self.scratch_sizes = max((plan.scratch_sizes for plan in self._plans.values()), key=sum)
+        # |y - x| / lr of this rank's shard after the latest slow step: what one step's compression error came to.
+        self.distance = 0.0
         self._steps: list[AdamWStep] | None = None
         self._handle: Handle | None = None
 
@@ -93,12 +95,12 @@ class DuoBucket:
         """Put this step's own gradients aside; `wait` has to have returned. Call it within a job of `progress`."""
         self._cache.keep(gradients)
 
-    def step_provisionally(self, steps: list[AdamWStep], gradients: list[Tensor], second_moment: str) -> None:
+    def step_provisionally(self, steps: list[AdamWStep], gradients: list[Tensor], second_moments: list[str]) -> None:
         """The fast step: y from the compressed gradients of each span; remembers `steps` for the slow one."""
-        for span, step, gradient in zip(self.spans, steps, gradients, strict=True):
+        for span, step, gradient, rule in zip(self.spans, steps, gradients, second_moments, strict=True):
             places = slice(span.begin, span.end)
             state = (self.main[places], self.exp_avg[places], self.exp_avg_sq[places])
-            adamw_provisional(self.published[places], *state, gradient, step, second_moment)
+            adamw_provisional(self.published[places], *state, gradient, step, rule)
         self._steps = steps
 
     def step_at_once(self, steps: list[AdamWStep], gradients: list[Tensor]) -> None:
@@ -143,6 +145,8 @@ class DuoBucket:
             places = slice(span.begin, span.end)
             state = (self.main[places], self.exp_avg[places], self.exp_avg_sq[places])
             adamw(*state, gradient[places], step)
+        lr = max((step.lr for step in steps), default=0.0)
+        self.distance = (self.published - self.main).norm().item() / lr if lr else 0.0
 
     def wait(self) -> float:
         """Return when no slow step of this bucket is under way; milliseconds that this took."""
@@ -181,7 +185,7 @@ class StepClock:
             "step_ms": (now - self._step_begun) * 1e3 if self._step_begun else 0.0,
             "exposed_ms": self.exposed_ms,
             "slow_ms": (self._done - self._launched) * 1e3,
-            "window_ms": max(self._arrived - self._launched, 0.0) * 1e3,
+            "window_ms": max(self._arrived - self._launched, 0.0) * 1e3 if self._launched else 0.0,
         }
         self._step_begun, self.exposed_ms = now, 0.0
         self._launched = self._done = self._arrived = 0.0
@@ -227,6 +231,7 @@ class Duo:
             if times["step_ms"]:
                 self.policy.watch.add(**times, synced=times["slow_ms"] > 0)
             self.latest = {f"duo_{name}": times[name] for name in ("exposed_ms", "slow_ms", "window_ms")}
+            self.latest["duo_distance_per_lr"] = math.hypot(*(bucket.distance for bucket in self.buckets))
         return self.policy.syncs(number)
 
     def published(self, bucket_groups: list[Any]) -> None:

@@ -20,7 +20,7 @@ import torch
 class Handle:
     """A job that was started; `wait()` ends when its results are there (on CUDA: for the current stream).
 
-    `exposed_ms` is the host time that `wait()` took: communication that nothing hid. On CUDA it is not measured here.
+    `exposed_ms` is the host time that `wait()` took: communication that nothing hid. On CUDA only the stream waits.
     """
 
     def __init__(self, wait: Callable[[], None]) -> None:

@@ -10,7 +10,7 @@ from megatron.core import parallel_state
 from megatron.core.utils import get_attr_wrapped_model, get_model_config
 from torch import Tensor
 
-from sdp4bit_patches.adamw import AdamWStep
+from sdp4bit_patches.adamw import AdamWStep, second_moment_rule
 from sdp4bit_patches.duo import DuoBucket, ModelParallelSum, Span
 from sdp4bit_patches.session import Session
 
@@ -93,7 +93,8 @@ class ProvisionalStep:
             steps = [self._numbers(span, scales) for span in duo.spans]
             gradients = [span.parameter.grad for span in duo.spans]
             if syncs:
-                duo.step_provisionally(steps, gradients, self._session.config.duo_fast_second_moment)
+                rules = [second_moment_rule(self._session.config.duo_fast_second_moment, step) for step in steps]
+                duo.step_provisionally(steps, gradients, rules)
             else:
                 duo.step_at_once([replace(step, scales=()) for step in steps], gradients)
                 self._count(duo)

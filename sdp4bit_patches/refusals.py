@@ -24,8 +24,12 @@ _OPTIMIZER = {
 }
 
 
+class Refusal(ValueError):
+    """Compression cannot do what it was asked for: one sentence with the flag and the remedy."""
+
+
 def check_ddp_config(config: CommConfig, ddp_config: Any) -> None:
-    """Raise ValueError where megatron-core's data-parallel configuration rules compression out."""
+    """Raise `Refusal` where megatron-core's data-parallel configuration rules compression out."""
     for name, reason in _DDP.items():
         _refuse(getattr(ddp_config, name, False), f"{reason}; drop it, or train without compression")
     instances = ddp_config.num_distributed_optimizer_instances
@@ -36,13 +40,13 @@ def check_ddp_config(config: CommConfig, ddp_config: Any) -> None:
 
 
 def check_optimizer_config(optimizer_config: Any) -> None:
-    """Raise ValueError where megatron-core's optimizer configuration rules compressed parameters out."""
+    """Raise `Refusal` where megatron-core's optimizer configuration rules compressed parameters out."""
     for name, reason in _OPTIMIZER.items():
         _refuse(getattr(optimizer_config, name, False), f"{reason}; drop it, or do not quantize weights")
 
 
 def check_duo(optimizer: Any, optimizer_config: Any, model_chunks: list[Any]) -> None:
-    """Raise ValueError where the second gradient sync cannot follow what megatron-core does to the first."""
+    """Raise `Refusal` where the second gradient sync cannot follow what megatron-core does to the first."""
     check_optimizer_config(optimizer_config)
     name = f"{type(optimizer).__module__}.{type(optimizer).__name__}"
     sentence = f"--fast-slow-grad-reduce steps as torch's AdamW does, this run has {name}; uninstall what brought it"
@@ -60,4 +64,4 @@ def check_fallback(config: CommConfig, reason: str) -> None:
 
 def _refuse(applies: bool, sentence: str) -> None:
     if applies:
-        raise ValueError(sentence)
+        raise Refusal(sentence)

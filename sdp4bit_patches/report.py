@@ -9,6 +9,7 @@ from typing import Any
 from sdp4bit_patches.bucket_messages import BucketMessages
 from sdp4bit_patches.collectives import LinkBytes
 from sdp4bit_patches.config import CommConfig
+from sdp4bit_patches.refusals import Refusal
 from sdp4bit_patches.session import QUANTIZED_MODEL_DTYPES, Session
 from sdp4bit_patches.topology import Topology
 from sdp4bit_patches.wire import MessageFormat
@@ -20,7 +21,7 @@ def report_lines(session: Session, model_chunks: list[Any]) -> list[str]:
     """Lines about this rank's buckets; the optimizer has to exist.
 
     Raises:
-        ValueError: with `strict_compression`, where something travels otherwise than asked for.
+        Refusal: with `strict_compression`, where something travels otherwise than asked for.
     """
     groups = [group for chunk in model_chunks for group in chunk.bucket_groups + chunk.expert_parallel_bucket_groups]
     lines = [f" compression: {_in_words(session.config)}"]
@@ -37,7 +38,7 @@ def report_lines(session: Session, model_chunks: list[Any]) -> list[str]:
             for width in exact:
                 exact[width] += messages.exact_bytes(width)
     if session.config.strict_compression and fallbacks:
-        raise ValueError(f"--strict-compression: {fallbacks[0]}; drop the flag to accept it")
+        raise Refusal(f"--strict-compression: {fallbacks[0]}; drop the flag to accept it")
     lines.append(f"  a step sends from this rank {_mebibytes(sent)}")
     for width, total in exact.items():
         lines.append(

@@ -26,6 +26,29 @@ class _Sample:
     inter_bytes: int = 0
     exposed_ms: dict[str, float] = field(default_factory=dict)
     errors: dict[str, Tensor] = field(default_factory=dict)
+    events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = field(default_factory=list)
+
+    def time(self, what: str, handle: Handle) -> None:
+        """Wait for `handle`; on CUDA the stream waits and not the host, so events measure it."""
+        if not torch.cuda.is_available():
+            handle.wait()
+            self._add(what, handle.exposed_ms)
+            return
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begin.record()
+        handle.wait()
+        end.record()
+        self.events.append((what, begin, end))
+
+    def _add(self, what: str, milliseconds: float) -> None:
+        self.exposed_ms[what] = self.exposed_ms.get(what, 0.0) + milliseconds
+
+    def read_events(self) -> None:
+        """Add up what events have measured; waits for the last of them."""
+        for what, begin, end in self.events:
+            end.synchronize()
+            self._add(what, begin.elapsed_time(end))
+        self.events.clear()
 
 
 class Telemetry:
@@ -53,12 +76,7 @@ class Telemetry:
         if not self.measures(step):
             return handle
 
-        def wait() -> None:
-            handle.wait()
-            exposed = self._samples.setdefault(step, _Sample()).exposed_ms
-            exposed[what] = exposed.get(what, 0.0) + handle.exposed_ms
-
-        return Handle(wait)
+        return Handle(lambda: self._samples.setdefault(step, _Sample()).time(what, handle))
 
     def record(self, step: int, name: str, sent: Tensor, exact: Tensor, group: dist.ProcessGroup) -> None:
         """Record how far `sent` is from `exact` (this rank's shard of each), summed over the ranks of `group`."""
@@ -78,6 +96,7 @@ class Telemetry:
         sample = self._samples[step]
         for old in steps:
             del self._samples[old]
+        sample.read_events()
         metrics: dict[str, Any] = {"compression_iteration": step}
         metrics |= {"bytes_intra_node": sample.intra_bytes, "bytes_inter_node": sample.inter_bytes}
         metrics |= {f"exposed_{what}_ms": value for what, value in sample.exposed_ms.items()}

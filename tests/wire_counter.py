@@ -36,9 +36,8 @@ class WireCounter:
         self.num_calls += 1
         return dist.all_to_all_single(output, input, output_splits, input_splits, **more)
 
-    def all_gather_into_tensor(self, output: Tensor, input: Tensor, **more: Any) -> Any:
-        """Counts the whole input once for each other rank."""
-        for rank in dist.get_process_group_ranks(more["group"]):
-            self._count(rank, input.nbytes)
+    def isend(self, tensor: Tensor, group: dist.ProcessGroup, group_dst: int) -> Any:
+        """Counts the message."""
+        self._count(dist.get_process_group_ranks(group)[group_dst], tensor.nbytes)
         self.num_calls += 1
-        return dist.all_gather_into_tensor(output, input, **more)
+        return dist.isend(tensor, group=group, group_dst=group_dst)

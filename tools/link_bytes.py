@@ -54,17 +54,23 @@ class SentBytes:
         """Count one call of that name: its input goes to every rank."""
         self.add([input.numel() * input.itemsize] * dist.get_world_size(group), group)
 
+    def isend(self, tensor: Tensor, group: dist.ProcessGroup, group_dst: int) -> None:
+        """Count one call of that name: a message to one rank."""
+        sizes = [0] * group.size()
+        sizes[group_dst] = tensor.numel() * tensor.itemsize
+        self.add(sizes, group)
+
 
 @contextmanager
 def sent_bytes(node_size: int) -> Iterator[SentBytes]:
-    """Within the context, count the all-to-alls and all-gathers of this process; `node_size` ranks in a row are a node.
+    """Within the context, count what this process sends; `node_size` ranks in a row are a node.
 
     Other collectives that carry tensors raise `AssertionError`, so that nothing travels uncounted.
     """
     counted = SentBytes(node_size)
-    names = {name: _counting(counted, name) for name in ("all_to_all_single", "all_gather_into_tensor")}
+    names = {name: _counting(counted, name) for name in ("all_to_all_single", "all_gather_into_tensor", "isend")}
     names |= {name: _refusing(name) for name in ("all_to_all", "all_gather", "all_reduce", "reduce_scatter_tensor")}
-    names |= {name: _refusing(name) for name in ("reduce_scatter", "broadcast", "send", "isend", "batch_isend_irecv")}
+    names |= {name: _refusing(name) for name in ("reduce_scatter", "broadcast", "send", "batch_isend_irecv")}
     with mock.patch.multiple(dist, **names):
         yield counted
 

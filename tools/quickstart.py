@@ -145,12 +145,17 @@ def main() -> None:
 def parse_arguments() -> Namespace:
     """The command line."""
     parser = ToolArgumentParser(__doc__.splitlines()[0])
-    runs = [f"configs/runs/{name}.toml" for name in ("quickstart", "quickstart_sdp4bit")]
-    parser.add_argument("--config", nargs="+", default=runs, help="the runs, one after the other")
+    parser.add_argument("--compression", choices=("sdp4bit", "duo4bit"), default="sdp4bit", help="beside the baseline")
+    parser.add_argument("--config", nargs="+", help="other runs, one after the other")
     parser.add_argument("--data-only", action="store_true", help="prepare the corpus and stop")
     parser.add_argument("--nproc-per-node", type=positive_int, help="processes; 4 on a CPU, else the number of GPUs")
     parser.add_argument("--started", type=float, default=time.time(), help="when the set-up began, Unix time")
-    return parser.parse_args()
+    options = parser.parse_args()
+    options.config = options.config or [
+        "configs/runs/quickstart.toml",
+        f"configs/runs/quickstart_{options.compression}.toml",
+    ]
+    return options
 
 
 if __name__ == "__main__":

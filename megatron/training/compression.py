@@ -40,3 +40,20 @@ def check_compression(args: argparse.Namespace) -> None:
         f"--quantize-all-parameters with --tensor-model-parallel-size {args.tensor_model_parallel_size}: norms and "
         "biases would drift apart between tensor-parallel ranks; drop one of the two",
     )
+    if comm.fast_slow_grad_reduce:
+        _check_duo(args)
+
+
+def _check_duo(args: argparse.Namespace) -> None:
+    require(
+        args.bf16 or args.fp16,
+        "--fast-slow-grad-reduce publishes 16-bit parameters beside fp32 main parameters; add --bf16",
+    )
+    require(
+        args.optimizer == "adam",
+        f"--fast-slow-grad-reduce with --optimizer {args.optimizer}: its steps are AdamW's; say --optimizer adam",
+    )
+    require(
+        not args.calculate_per_token_loss,
+        "--calculate-per-token-loss scales gradients after their sync, --fast-slow-grad-reduce misses that; drop one",
+    )

@@ -11,7 +11,7 @@ from collective_oracle import Case, same_bits
 from torch import Tensor
 from wire_counter import WireCounter
 
-from sdp4bit_patches import collectives, topology
+from sdp4bit_patches import collectives, gather, topology
 from sdp4bit_patches.collectives import LinkBytes, QuantizedAllGather, QuantizedReduceScatter
 from sdp4bit_patches.progress import Scratch
 
@@ -38,7 +38,8 @@ def _run(plan, ranks: topology.Topology, hosts: str, run) -> Result:
     scratch.reserve(plan.scratch_sizes)
     with pytest.MonkeyPatch.context() as patch:
         counter = WireCounter(hosts)
-        patch.setattr(collectives, "dist", counter)
+        for module in (collectives, gather):
+            patch.setattr(module, "dist", counter)
         output = run(scratch)
     return Result(output, plan.link_bytes, LinkBytes(counter.intra, counter.inter), counter.num_calls)
 

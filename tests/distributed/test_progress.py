@@ -16,7 +16,7 @@ from sdp4bit_patches.session import Session
 from sdp4bit_patches.weight_difference import WeightDifference
 
 NUM_ELEMENTS = 4096
-WARM_UP = 1500
+WARM_UP = 2200
 
 
 def _bucket() -> SimpleNamespace:

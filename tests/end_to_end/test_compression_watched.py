@@ -18,9 +18,9 @@ _seen: dict[str, Any] = {}
 def _count_and_listen() -> None:
     """Count what this rank sends through torch.distributed, and keep what it prints."""
     from megatron.training import training
-    from sdp4bit_patches import bucket_messages, collectives
+    from sdp4bit_patches import collectives, gather
 
-    _seen["counter"] = collectives.dist = bucket_messages.dist = WireCounter("aabb")
+    _seen["counter"] = collectives.dist = gather.dist = WireCounter("aabb")
     _seen["printed"] = []
     training.print_rank_0 = _seen["printed"].append
 

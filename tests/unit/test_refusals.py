@@ -106,3 +106,19 @@ def test_the_trainer_refuses_flags_that_contradict_each_other(flags: str, senten
 def test_what_fits_together_is_let_through(flags: str) -> None:
     """Negative control of the refusals above."""
     _validate(flags)
+
+
+@pytest.mark.parametrize(
+    ("flags", "remedy"),
+    [
+        ("--quantized-gradients --fast-slow-grad-reduce", "add --bf16"),
+        ("--compression duo4bit --bf16 --optimizer sgd", "say --optimizer adam"),
+        ("--compression duo4bit --bf16 --calculate-per-token-loss", "drop one"),
+        ("--compression duo4bit --bf16 --gradients-quantization-start-iteration 5", "drop one of the two"),
+        ("--bf16 --fast-slow-grad-reduce", "add --quantized-gradients"),
+        ("--bf16 --quantized-gradients --gradient-quantization-bits-inter 0", "0 together or not at all"),
+    ],
+)
+def test_what_the_second_sync_cannot_follow_is_refused(flags: str, remedy: str) -> None:
+    with pytest.raises(UserError, match=remedy):
+        validate_args(parse_args([*TINY, "--train-iters", "2", *flags.split()]), world_size=4)

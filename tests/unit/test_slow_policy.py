@@ -1,0 +1,70 @@
+"""When the second sync does not pay: it is told with the arithmetic, and done with less of it where that is allowed."""
+
+from __future__ import annotations
+
+from sdp4bit_patches.slow_policy import INTERVAL, LEVELS, SlowPolicy
+
+
+def _alone(values: list[float]) -> list[float]:
+    return values
+
+
+def _interval(policy: SlowPolicy, slow_ms: float, window_ms: float, start: int = 0) -> str | None:
+    """A model of the machine: what does not fit into the window is exposed, half of it travels with bf16."""
+    words = None
+    for step in range(start, start + INTERVAL):
+        synced = policy.syncs(step)
+        took = slow_ms * (0.5 if policy.level.dtype == "bf16" else 1.0) if synced else 0.0
+        exposed = max(took - window_ms, 0.0)
+        policy.watch.add(100.0 + exposed, exposed, took, window_ms, synced)
+        words = policy.decide(_alone) or words
+    return words
+
+
+def test_a_hidden_sync_is_left_as_it_is() -> None:
+    policy = SlowPolicy(adaptive=True)
+    assert all(_interval(policy, 60, 80) is None for _ in range(5))
+    assert policy.level == LEVELS[0]
+
+
+def test_without_leave_it_warns_once_with_the_arithmetic() -> None:
+    policy = SlowPolicy(adaptive=False)
+    words = _interval(policy, 200, 80)
+    assert "slow sync 200 ms" in words and "hides it 80 ms" in words and "exposed 120.0%" in words
+    assert _interval(policy, 200, 80) is None
+    assert policy.level == LEVELS[0]
+
+
+def test_it_goes_down_until_steps_are_within_the_tolerance() -> None:
+    policy = SlowPolicy(adaptive=True)
+    for _ in range(10):
+        _interval(policy, 150, 80)
+    assert policy.level == LEVELS[1], "bf16 fits"
+    hopeless = SlowPolicy(adaptive=True)
+    for _ in range(10):
+        _interval(hopeless, 2000, 80)
+    assert hopeless.level.period == 0 and not hopeless.syncs(8)
+
+
+def test_it_goes_up_again_when_the_window_has_grown() -> None:
+    policy = SlowPolicy(adaptive=True)
+    for _ in range(3):
+        _interval(policy, 150, 80)
+    assert policy.level == LEVELS[1]
+    assert "has room again" in _interval(policy, 150, 400)
+    assert policy.level == LEVELS[0]
+
+
+def test_it_never_goes_above_what_the_flags_ask_for() -> None:
+    policy = SlowPolicy(adaptive=True, first=1)
+    for _ in range(5):
+        _interval(policy, 10, 400)
+    assert policy.level == LEVELS[1]
+
+
+def test_the_worst_rank_decides_for_all() -> None:
+    policy = SlowPolicy(adaptive=True)
+    for _ in range(INTERVAL):
+        policy.watch.add(100.0, 0.0, 10.0, 80.0, True)
+    assert policy.decide(lambda values: [0.5, 200.0, -20.0]) is not None
+    assert policy.level == LEVELS[1]
