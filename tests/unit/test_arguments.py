@@ -199,7 +199,17 @@ PUT_TOGETHER = {
 }
 
 
+@cache
+def attributes_read_by_the_method() -> frozenset[str]:
+    """Every ``….name`` that sdp4bit_patches reads."""
+    trees = [ast.parse(file.read_text()) for file in (TRAINING.parents[1] / "sdp4bit_patches").glob("*.py")]
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    return frozenset(node.attr for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load))
+
+
 def is_read(dest: str) -> bool:
+    if dest in {flag.dest for flag in GROUPS["compression"]}:
+        return dest in attributes_read_by_the_method()
     put_together = any(
         dest in names.split() and pattern in (TRAINING / file).read_text()
         for names, (file, pattern) in PUT_TOGETHER.items()
@@ -215,5 +225,6 @@ def test_every_flag_is_read_somewhere(flag):
 
 def test_a_flag_that_nobody_reads_would_be_found():
     # The last is a field of megatron-core's configuration that none of its layers reads.
+    assert "no_such_flag" not in attributes_read_by_the_method()
     for dest in ("no_such_flag", "wandb_project", "apply_residual_connection_post_layernorm"):
         assert not is_read(dest)
