@@ -27,7 +27,7 @@ from torch import Tensor
 
 from sdp4bit_patches import codec, wire
 from sdp4bit_patches.exact_slices import ExactSlices
-from sdp4bit_patches.gather import all_gather
+from sdp4bit_patches.gather import gather_one_by_one
 from sdp4bit_patches.progress import Scratch
 from sdp4bit_patches.topology import Topology
 from sdp4bit_patches.wire import MessageFormat, StochasticRounding, Stream
@@ -297,6 +297,7 @@ class QuantizedAllGather:
         own = wire.pack(message_format, [pieces[topology.rank]]).shifted(topology.rank * self.shard_size)
         self._own = codec.prepare(own, device)
         self._all = codec.prepare(self._gather.layout, device)
+        self._by_rank = [codec.prepare(wire.pack(message_format, [piece]), device) for piece in pieces]
         self.scratch_sizes = [self._gather.stride, self._gather.layout.num_bytes]
         if self.exact:
             self._own_exact = self.exact.within_shard(topology.rank)
@@ -321,12 +322,21 @@ class QuantizedAllGather:
         send, received = scratch.parts(self.scratch_sizes)
         shard = model[self.topology.rank * self.shard_size :][: self.shard_size]
         self._write(send, shard, main, rounding(self.format, 0))
-        all_gather(received, send, self.topology.flat_group)
-        apply = codec.dequantize if self._direct else codec.dequantize_add
-        apply(received, model, self._all)
+        self._gather_and_apply(received, send, model)
         if self.exact:
             values = received.view(self._dtype).index_select(0, self._received_exact)
             model.index_copy_(0, self.exact.index, values)
+
+    def _gather_and_apply(self, received: Tensor, send: Tensor, model: Tensor) -> None:
+        """On gloo each message is used while the others travel; elsewhere one kernel uses all of them."""
+        group, stride = self.topology.flat_group, self._gather.stride
+        apply = codec.dequantize if self._direct else codec.dequantize_add
+        if dist.get_backend(group) != "gloo":
+            dist.all_gather_into_tensor(received, send, group=group)
+            apply(received, model, self._all)
+            return
+        for rank in gather_one_by_one(received, send, group):
+            apply(received[rank * stride :][:stride], model, self._by_rank[rank])
 
     def _write(self, send: Tensor, shard: Tensor, main: Tensor, rounding: StochasticRounding | None) -> None:
         """The quantized message, in which exact elements count as unchanged, and then these themselves."""
