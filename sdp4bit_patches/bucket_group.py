@@ -29,7 +29,11 @@ class QuantizedBucketGroup(_ParamAndGradBucketGroup):
         super().__init__(buckets, ddp_config, collective_group, collective_group_size)
         refusals.check_ddp_config(self.session.config, ddp_config)
         self.messages: list[BucketMessages] | None = None
-        self.uses_duo = False
+
+    @property
+    def uses_duo(self) -> bool:
+        """Whether a bucket has a second sync: its own optimizer makes it, of which experts have another."""
+        return any(hasattr(bucket, "duo") for bucket in self.buckets)
 
     def prepare(self) -> None:
         """Plan the messages of all buckets; the optimizer calls it when all exist, in one order on all ranks.
@@ -47,7 +51,6 @@ class QuantizedBucketGroup(_ParamAndGradBucketGroup):
         if self._quantizes_gradients or self._quantizes_weights:
             topology = session.topology(group)
             session.telemetry.lag = int(self._quantizes_weights and self.ddp_config.overlap_param_gather)
-            self.uses_duo = any(hasattr(bucket, "duo") for bucket in self.buckets)
             self.messages = [
                 BucketMessages(session, bucket, topology, _exact_ranges(session, bucket)) for bucket in self.buckets
             ]
@@ -63,8 +66,9 @@ class QuantizedBucketGroup(_ParamAndGradBucketGroup):
             return
         assert self.grad_reduce_handle is None, "a gradient sync of this bucket group is outstanding"
         self._check_grads_as_configured()
-        for bucket in self.buckets if self.uses_duo else ():
-            self.session.duo.make_room(bucket.duo)
+        for bucket in self.buckets:
+            if hasattr(bucket, "duo"):
+                self.session.duo.make_room(bucket.duo)
         average = self.ddp_config.average_in_collective
         scale = 1.0 / self.intra_distributed_optimizer_instance_size if average else 1.0
 
