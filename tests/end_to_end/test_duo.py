@@ -140,10 +140,12 @@ def _watch_distances() -> None:
     duo.DuoBucket._step, duo.DuoBucket.step_provisionally = measured, checked
 
 
-def test_random_delays_change_no_bit() -> None:
-    flags = [*DUO4, *SMALL, "--no-check-for-nan-in-loss-and-grad"]
-    late = look_at_training(4, flags, _weights, _delay_everything, 100)
-    assert late == look_at_training(4, flags, _weights, _run_every_job_at_once, 100)
+@pytest.mark.parametrize("layout", ["no overlap", "experts"])
+def test_random_delays_change_no_bit(layout: str) -> None:
+    flags = [*DUO4, *SMALL, *LAYOUTS[layout], "--no-check-for-nan-in-loss-and-grad"]
+    num_steps = 100 if layout == "no overlap" else 30
+    late = look_at_training(4, flags, _weights, _delay_everything, num_steps)
+    assert late == look_at_training(4, flags, _weights, _run_every_job_at_once, num_steps)
 
 
 def _weights(run: Any) -> int:
