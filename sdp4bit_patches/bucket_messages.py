@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -74,7 +75,7 @@ class BucketMessages:
         """Elements of the bucket."""
         return self._bucket.grad_data.numel()
 
-    @property
+    @cached_property
     def gradient_bytes(self) -> LinkBytes:
         """What a step's reduce-scatter sends from this rank to others, megatron-core's own where that does it."""
         if self._session.config.sends_no_gradients:
@@ -83,7 +84,7 @@ class BucketMessages:
             return self.reduce_scatter.link_bytes
         return exact_bytes(self.topology, self.num_elements, self._bucket.grad_data.element_size())
 
-    @property
+    @cached_property
     def parameter_bytes(self) -> LinkBytes:
         """The same of its all-gather."""
         if self.all_gather is not None:

@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.distributed as dist
@@ -177,7 +178,7 @@ class QuantizedReduceScatter:
         begin = self.exact.offsets[self.topology.rank] if stream else self.topology.rank * self.shard_size
         return codec.prepare(received.layout.shifted(begin), device)
 
-    @property
+    @cached_property
     def link_bytes(self) -> LinkBytes:
         """What one run sends to other ranks."""
         topology = self.topology
@@ -309,7 +310,7 @@ class QuantizedAllGather:
         starts = zip(self._gather.exact_offsets, self.exact.counts, strict=True)
         return torch.cat([torch.arange(count) + begin // size for begin, count in starts]).to(device)
 
-    @property
+    @cached_property
     def link_bytes(self) -> LinkBytes:
         """What one run sends to other ranks."""
         return _by_link(self.topology, lambda _rank: self._gather.stride)

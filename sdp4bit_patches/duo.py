@@ -39,6 +39,10 @@ class Span:
     group_index: int
     parameter: Tensor
 
+    def of(self, *shards: Tensor) -> list[Tensor]:
+        """These elements of each of `shards`."""
+        return [shard[self.begin : self.end] for shard in shards]
+
 
 @dataclass(frozen=True)
 class ModelParallelSum:
@@ -98,16 +102,13 @@ class DuoBucket:
     def step_provisionally(self, steps: list[AdamWStep], gradients: list[Tensor], second_moments: list[str]) -> None:
         """The fast step: y from the compressed gradients of each span; remembers `steps` for the slow one."""
         for span, step, gradient, rule in zip(self.spans, steps, gradients, second_moments, strict=True):
-            places = slice(span.begin, span.end)
-            state = (self.main[places], self.exp_avg[places], self.exp_avg_sq[places])
-            adamw_provisional(self.published[places], *state, gradient, step, rule)
+            published, *state = span.of(self.published, self.main, self.exp_avg, self.exp_avg_sq)
+            adamw_provisional(published, *state, gradient, step, rule)
         self._steps = steps
 
     def step_at_once(self, steps: list[AdamWStep], gradients: list[Tensor]) -> None:
         """A step without a slow sync: the compressed gradient advances the state itself."""
-        for span, step, gradient in zip(self.spans, steps, gradients, strict=True):
-            places = slice(span.begin, span.end)
-            adamw(self.main[places], self.exp_avg[places], self.exp_avg_sq[places], gradient, step)
+        self._advance(steps, gradients)
         self.published.copy_(self.main)
 
     @property
@@ -141,21 +142,22 @@ class DuoBucket:
     @torch.no_grad()
     def _step(self, steps: list[AdamWStep]) -> None:
         gradient = self._sum.to(self.main.device)
-        for span, step in zip(self.spans, steps, strict=True):
-            places = slice(span.begin, span.end)
-            state = (self.main[places], self.exp_avg[places], self.exp_avg_sq[places])
-            adamw(*state, gradient[places], step)
+        self._advance(steps, [part for span in self.spans for part in span.of(gradient)])
         lr = max((step.lr for step in steps), default=0.0)
         self.distance = (self.published - self.main).norm().item() / lr if lr else 0.0
+
+    def _advance(self, steps: list[AdamWStep], gradients: list[Tensor]) -> None:
+        """Step the state itself."""
+        for span, step, gradient in zip(self.spans, steps, gradients, strict=True):
+            adamw(*span.of(self.main, self.exp_avg, self.exp_avg_sq), gradient, step)
 
     def wait(self) -> float:
         """Return when no slow step of this bucket is under way; milliseconds that this took."""
         if self._handle is None:
             return 0.0
-        begun = time.perf_counter()
-        self._handle.wait()
-        self._handle = None
-        return (time.perf_counter() - begun) * 1e3
+        handle, self._handle = self._handle, None
+        handle.wait()
+        return handle.exposed_ms
 
 
 class StepClock:

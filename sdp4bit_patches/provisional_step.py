@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sdp4bit_patches.adamw import AdamWStep, second_moment_rule
 from sdp4bit_patches.duo import DuoBucket, ModelParallelSum, Span
-from sdp4bit_patches.session import Session
+from sdp4bit_patches.session import Session, is_shared_embedding
 
 
 class ProvisionalStep:
@@ -40,7 +40,7 @@ class ProvisionalStep:
         duo.published.copy_(duo.main)
         self._add_sums(bucket, duo, [model for _, _, model in owned])
         self.buckets.append(duo)
-        self._session.duo.add(duo, self._count, any(getattr(p, "shared_embedding", False) for p in bucket.params_list))
+        self._session.duo.add(duo, self._count, is_shared_embedding(bucket))
         self._adopt(duo)
         return duo
 
@@ -54,7 +54,7 @@ class ProvisionalStep:
             if spans:
                 group = self._session.slow_group(parallel_state.get_tensor_model_parallel_group())
                 duo.sums.append(ModelParallelSum(_index(spans, duo), group, average))
-        if any(getattr(parameter, "shared_embedding", False) for parameter in bucket.params_list):
+        if is_shared_embedding(bucket):
             embedding_group = parallel_state.get_embedding_group(check_initialized=False)
             if embedding_group is not None and embedding_group.size() > 1:
                 group = self._session.slow_group(embedding_group)

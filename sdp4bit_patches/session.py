@@ -22,6 +22,16 @@ SHARED_EMBEDDING_BUCKET = 2**24 - 1
 QUANTIZED_MODEL_DTYPES = (torch.bfloat16, torch.float16)
 
 
+def is_shared_embedding(bucket: Any) -> bool:
+    """Whether a bucket holds the embedding that the first and last pipeline stage share; it is alone in its bucket."""
+    return any(getattr(parameter, "shared_embedding", False) for parameter in bucket.params_list)
+
+
+def _has_main(bucket: Any) -> bool:
+    """Whether its parameters have fp32 main parameters beside them."""
+    return bucket.param_data is not None and bucket.param_data.dtype in QUANTIZED_MODEL_DTYPES
+
+
 class Session:
     """Lives from `install` to `uninstall`. What needs a device or a process group is made at first use."""
 
@@ -33,8 +43,8 @@ class Session:
         self.on_step: Callable[[int], None] | None = None
         self._progress: ThreadProgress | StreamProgress | None = None
         self._scratch: Scratch | None = None
-        self._topologies: dict[tuple[int, ...], Topology] = {}
-        self._slow_topologies: dict[tuple[int, ...], Topology] = {}
+        # By ranks, and whether for the slow channel, whose groups are its own.
+        self._topologies: dict[tuple[tuple[int, ...], bool], Topology] = {}
         self._slow_groups: dict[tuple[int, ...], dist.ProcessGroup] = {}
         self._duo: Duo | None = None
         self._host_group: dist.ProcessGroup | None = None
@@ -58,12 +68,13 @@ class Session:
         """The size of the scratch memory, once the buckets are planned."""
         return self._scratch.num_bytes if self._scratch else 0
 
-    def topology(self, group: dist.ProcessGroup) -> Topology:
-        """The nodes of a group, found once; all of its ranks ask in the same order."""
-        ranks = tuple(dist.get_process_group_ranks(group))
-        if ranks not in self._topologies:
-            self._topologies[ranks] = topology.discover(group, self.config.node_size)
-        return self._topologies[ranks]
+    def topology(self, group: dist.ProcessGroup, is_slow: bool = False) -> Topology:
+        """The nodes of a group, found once for each channel; all of its ranks ask in the same order."""
+        key = (tuple(dist.get_process_group_ranks(group)), is_slow)
+        if key not in self._topologies:
+            backend = self._slow_backend if is_slow else None
+            self._topologies[key] = topology.discover(group, self.config.node_size, backend)
+        return self._topologies[key]
 
     def slow_group(self, group: dist.ProcessGroup) -> dist.ProcessGroup:
         """The ranks of `group` on the slow channel; all of them ask in the same order."""
@@ -85,15 +96,13 @@ class Session:
         """The second sync of a bucket over `group`, on the configured channel."""
         device = bucket.grad_data.device
         channel = torch.device("cpu") if self.config.duo_slow_channel == "host" else device
-        ranks = tuple(dist.get_process_group_ranks(group))
-        if ranks not in self._slow_topologies:
-            self._slow_topologies[ranks] = topology.discover(group, self.config.node_size, self._slow_backend)
+        slow_topology = self.topology(group, is_slow=True)
         if self._host_group is None:
             everybody = list(range(dist.get_world_size()))
             self._host_group = topology.own_group(everybody, dist.group.WORLD, "gloo")
         first = SLOW_DTYPES.index(self.config.duo_slow_dtype)
         self._duo = self._duo or Duo(channel, SlowPolicy(self.config.duo_policy == "adaptive", first))
-        return DuoBucket(bucket.grad_data.numel(), self._slow_topologies[ranks], device, channel)
+        return DuoBucket(bucket.grad_data.numel(), slow_topology, device, channel)
 
     def decide_slow_policy(self, step: int) -> None:
         """Let all ranks of the job look at whether the slow sync pays; every rank asks in every step."""
@@ -112,12 +121,11 @@ class Session:
 
     def uses_duo(self, bucket: Any, group_size: int) -> bool:
         """Whether a bucket's gradients are synced a second time: where the first sync is quantized."""
-        has_main = bucket.param_data is not None and bucket.param_data.dtype in QUANTIZED_MODEL_DTYPES
-        return self.config.fast_slow_grad_reduce and has_main and self.quantizes_gradients(bucket, group_size)
+        return self.config.fast_slow_grad_reduce and _has_main(bucket) and self.quantizes_gradients(bucket, group_size)
 
     def name_bucket(self, bucket: Any) -> int:
         """The bucket's name in the keys of random numbers, the same on all ranks of its group."""
-        if any(getattr(parameter, "shared_embedding", False) for parameter in bucket.params_list):
+        if is_shared_embedding(bucket):
             return SHARED_EMBEDDING_BUCKET
         self._num_buckets += 1
         return self._num_buckets - 1
@@ -128,8 +136,7 @@ class Session:
 
     def quantizes_weights(self, bucket: Any, group_size: int) -> bool:
         """Whether its parameters are gathered in quantized form; fp32 parameters have no main copy to differ from."""
-        has_main = bucket.param_data is not None and bucket.param_data.dtype in QUANTIZED_MODEL_DTYPES
-        return self.config.compresses_weights and has_main and self._is_worth_it(bucket, group_size)
+        return self.config.compresses_weights and _has_main(bucket) and self._is_worth_it(bucket, group_size)
 
     def _is_worth_it(self, bucket: Any, group_size: int) -> bool:
         return group_size > 1 and bucket.grad_data.numel() >= self.config.min_quantized_bucket
