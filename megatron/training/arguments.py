@@ -123,11 +123,14 @@ def _file_arguments(path: Path, parser: _Parser, including: tuple[Path, ...] = (
     if path.resolve() in including:
         raise UserError(f"{including[-1]} includes {path}, which includes it again; take one of the two out")
     words: list[str] = []
-    for key, value in _read_toml(path).items():
+    keys = _read_toml(path)
+    if path.parent.name == INCLUDES["cluster"]:
+        keys = keys.get("flags", {})  # its other tables are for who launches or simulates runs
+    for key, value in keys.items():
         if key in INCLUDES:
             included = _included(path, key, value)
             words = [*words, *_file_arguments(included, parser, (*including, path.resolve()))]
-    for key, value in _read_toml(path).items():
+    for key, value in keys.items():
         if key not in INCLUDES:
             words += _key_arguments(path, key, value)
     parser.source = f"{path}: "
