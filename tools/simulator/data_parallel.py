@@ -1,0 +1,88 @@
+"""Data-parallel phases of a step: gradient reduction, parameter gather, optimizer, and DUO's second sync."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tools.simulator.constants import Constants
+from tools.simulator.job import Job, place
+from tools.simulator.network import exchange_seconds, ring_seconds
+from tools.simulator.stages import Stage
+from tools.simulator.traffic import data_traffic
+
+# The first bucket of gradients is complete only after a part of the backward pass, the last one at its end: this
+# share of a reduction is exposed however long the backward pass is.
+LAST_BUCKET = 0.05
+
+
+@dataclass(frozen=True)
+class Phases:
+    """Seconds of one stage's reduction and gather, codecs included, and what is left of them after overlap."""
+
+    reduce: float
+    gather: float
+    exposed_reduce: float
+    exposed_gather: float
+
+
+def phases(job: Job, constants: Constants, stage: Stage) -> Phases:
+    """The data-parallel phases of `stage`.
+
+    Megatron reduces bucket by bucket behind the last micro-batch's backward pass on the first stage; later stages have
+    a single bucket, but end their backward pass earlier, by as many passes as stages precede them. A gather hides
+    behind the first micro-batch's forward pass, and behind the stages before it.
+    """
+    traffic, cluster = data_traffic(job, stage.index), job.cluster
+    group = place(job.data_ranks, job.tp, cluster.devices)
+    reduce = ring_seconds(traffic.ring, group, cluster, constants)
+    reduce += exchange_seconds(traffic.intra, group.local, False, cluster, constants)
+    reduce += exchange_seconds(traffic.inter, group.nodes, True, cluster, constants)
+    reduce += traffic.reduce_codec / cluster.device.codec_bytes_per_s
+    gather = ring_seconds(traffic.gather, group, cluster, constants)
+    gather += traffic.gather_codec / cluster.device.codec_bytes_per_s
+    backward = stage.backward.seconds * max(stage.index, 1)
+    forward = stage.forward.seconds * (stage.index + 1)
+    exposed = reduce
+    if job.overlap_grad_reduce:
+        exposed = max(reduce - constants.overlap * backward, LAST_BUCKET * reduce)
+    exposed_gather = max(gather - constants.overlap * forward, 0.0) if job.overlap_param_gather else gather
+    return Phases(reduce, gather, exposed, exposed_gather)
+
+
+def optimizer_seconds(job: Job) -> float:
+    """The optimizer and what surrounds it, as memory traffic of the largest stage.
+
+    Of every gradient: zeroing writes 4 bytes, scaling reads and writes 4. Of the shard: the norm reads 4, Adam reads
+    16 and writes 12, the cast reads 4 and writes a model parameter.
+    """
+    parameters = max(job.model.stage_parameters(job.tp, job.pp, stage) for stage in {0, job.pp - 1})
+    shard = parameters / (job.data_ranks if job.distributed_optimizer else 1)
+    device = job.cluster.device
+    return (12 * parameters + (36 + device.parameter_bytes) * shard) / device.bytes_per_s
+
+
+@dataclass(frozen=True)
+class SlowSync:
+    """DUO's second sync: its seconds, what share of the node's line it takes, and the device's copies for it."""
+
+    seconds: float
+    line_share: float
+    copy_seconds: float
+
+
+def slow_sync(job: Job, constants: Constants) -> SlowSync | None:
+    """The exact gradients of the previous step, reduced over gloo from host memory; None without DUO.
+
+    The host sends a message, then sums what has arrived: both times add up. Every rank's host process works for
+    itself, the line is the node's. The device copies each bucket once before it leaves.
+    """
+    if not job.comm.fast_slow_grad_reduce or job.data_ranks == 1:
+        return None
+    group = place(job.data_ranks, job.tp, job.cluster.devices)
+    parameters = job.model.stage_parameters(job.tp, job.pp, 0)
+    element = 4 if job.comm.duo_slow_dtype == "fp32" else 2
+    sent = element * parameters * (group.size - 1) / group.size
+    rings = job.cluster.devices / group.local
+    line = sent * rings / job.cluster.node_bytes_per_s if group.nodes > 1 else 0.0
+    seconds = line + sent / (constants.host_reduce_gb_per_s * 1e9)
+    return SlowSync(seconds, line / seconds, 8 * parameters / job.cluster.device.bytes_per_s)
