@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from tools.cluster_files import FOLDER, check_keys, read_cluster
 
 DEVICES = Path(__file__).with_name("devices.toml")
 NETWORKS = ("rdma", "tcp")
+# Keys of the table [node].
+NEEDED, OPTIONAL = ("devices", "nics", "nic-gbps"), ("network", "rank-gb-per-s")
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,10 @@ class Device:
 
 @dataclass(frozen=True)
 class Cluster:
-    """Nodes of equal devices. `calibration`: constants that hold on this cluster instead of the common ones."""
+    """Nodes of equal devices. `calibration`: constants that hold on this cluster instead of the common ones.
+
+    `rank_gb_per_s`: the most that one rank's collectives move where hosts do them (gloo, MPI).
+    """
 
     name: str
     devices: int
@@ -65,6 +71,7 @@ class Cluster:
     nic_gbps: float
     network: str
     device: Device
+    rank_gb_per_s: float = math.inf
     calibration: Mapping[str, float] = dataclasses.field(default_factory=dict, hash=False)
 
     @property
@@ -95,15 +102,22 @@ def load_cluster(name: str, folder: Path = FOLDER) -> Cluster:
     tables = read_cluster(name, folder)
     source = f"{folder / name}.toml"
     node = tables["node"]
-    check_keys(f"{source}, [node]", node, {"devices", "nics", "nic-gbps", "network"}, {"devices", "nics", "nic-gbps"})
-    for key in ("devices", "nics", "nic-gbps"):
-        _require_positive(f"{source}, [node]", key, node[key])
+    check_keys(f"{source}, [node]", node, {*NEEDED, *OPTIONAL}, set(NEEDED))
+    for key in (*NEEDED, "rank-gb-per-s"):
+        _require_positive(f"{source}, [node]", key, node.get(key, 1))
     network = node.get("network", "rdma")
     if network not in NETWORKS:
         raise ValueError(f"{source}, [node]: network = {network!r}: use one of {', '.join(NETWORKS)}")
     device = _device(f"{source}, [device]", tables["device"])
     return Cluster(
-        name, node["devices"], node["nics"], node["nic-gbps"], network, device, dict(tables["calibration"])
+        name=name,
+        devices=node["devices"],
+        nics=node["nics"],
+        nic_gbps=node["nic-gbps"],
+        network=network,
+        device=device,
+        rank_gb_per_s=node.get("rank-gb-per-s", math.inf),
+        calibration=dict(tables["calibration"]),
     )
 
 

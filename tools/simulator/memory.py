@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from tools.simulator.job import Job
 
 GIB = 2**30
-# CUDA context, NCCL's buffers, cuBLAS' workspaces.
-RUNTIME_BYTES = 2.5 * GIB
+# CUDA context, NCCL's buffers, cuBLAS' workspaces; on CPUs the process itself.
+RUNTIME_BYTES, CPU_RUNTIME_BYTES = 2.5 * GIB, 4.5 * GIB
 # What the caching allocator holds for tensors that come and go, over what they have.
 FRAGMENTATION = 1.1
 # Elements of a gradient bucket of Megatron (40 million); DUO keeps two copies of one on the device for a while.
@@ -93,7 +93,7 @@ def _stage_memory(job: Job, stage: int) -> Memory:
         activations=FRAGMENTATION * activations,
         logits=FRAGMENTATION * logits,
         scratch=FRAGMENTATION * _scratch_bytes(job, parameters),
-        runtime=RUNTIME_BYTES if job.cluster.device.family != "cpu" else 0.0,
+        runtime=CPU_RUNTIME_BYTES if job.cluster.device.family == "cpu" else RUNTIME_BYTES,
         host=4.0 * parameters if job.comm.fast_slow_grad_reduce else 0.0,
     )
 

@@ -25,7 +25,7 @@ def ring_seconds(num_bytes: float, group: Placement, cluster: Cluster, constants
     if group.size == 1:
         return 0.0
     share = num_bytes * (group.size - 1) / group.size
-    local = share / cluster.bus_bytes_per_s
+    local = share / min(cluster.bus_bytes_per_s, cluster.rank_gb_per_s * 1e9)
     if group.nodes == 1:
         return local + (group.size - 1) * LOCAL_STEP_S
     rate = line_rate(cluster, constants)
@@ -40,9 +40,10 @@ def exchange_seconds(num_bytes: float, ranks: int, crossing: bool, cluster: Clus
     if ranks == 1 or num_bytes == 0:
         return 0.0
     share = num_bytes * (ranks - 1) / ranks
+    local = share / min(cluster.bus_bytes_per_s, cluster.rank_gb_per_s * 1e9)
     if crossing:
-        return share * cluster.devices / line_rate(cluster, constants) + (ranks - 1) * NETWORK_STEP_S
-    return share / cluster.bus_bytes_per_s + (ranks - 1) * LOCAL_STEP_S
+        return max(share * cluster.devices / line_rate(cluster, constants), local) + (ranks - 1) * NETWORK_STEP_S
+    return local + (ranks - 1) * LOCAL_STEP_S
 
 
 def send_seconds(num_bytes: float, senders: float, crossing: bool, cluster: Cluster, constants: Constants) -> float:
