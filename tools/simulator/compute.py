@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from math import ceil
 from typing import NamedTuple
 
 from tools.simulator.constants import Constants
@@ -19,6 +20,7 @@ FORWARD_KERNELS, BACKWARD_KERNELS = 18, 30
 # (Dao 2023, arXiv 2307.08691, figures 5 and 6).
 FLASH_BACKWARD = 2.5 / 0.85
 MAIN_GRADIENT_BYTES = 8  # an fp32 main gradient is read and written
+TILE = (128, 256)  # of a large matrix product on a multiprocessor
 
 
 class Matrix(NamedTuple):
@@ -99,13 +101,24 @@ def layer_counts(job: Job) -> Counts:
 def matrix_seconds(matrix: Matrix, device: Device, constants: Constants, gradient: bool = False) -> float:
     """Roofline of a product: arithmetic or memory, whichever takes longer, and a launch.
 
-    `gradient`: the result is added to the fp32 main gradient in the same kernel.
+    `gradient`: the product of a weight's gradient, [inputs, rows] x [rows, outputs], whose result is added to the fp32
+    main gradient in the same kernel.
     """
-    arithmetic = matrix.flops / (device.gemm_flops * constants.sustained_clock)
+    shape = (matrix.inputs, matrix.outputs) if gradient else (matrix.rows, matrix.outputs)
+    arithmetic = matrix.flops / (device.gemm_flops * constants.sustained_clock * wave_efficiency(*shape, device))
     num_bytes = matrix.num_bytes(device.parameter_bytes)
     if gradient:
         num_bytes += MAIN_GRADIENT_BYTES * matrix.outputs * matrix.inputs
     return max(arithmetic, num_bytes / device.bytes_per_s) + device.launch_us * 1e-6
+
+
+def wave_efficiency(rows: float, columns: float, device: Device) -> float:
+    """The share of multiprocessors that tiles of a [rows, columns] result keep busy, over all their waves.
+
+    A result with fewer tiles than there are multiprocessors is split along the inner dimension instead.
+    """
+    waves = ceil(rows / TILE[0]) * ceil(columns / TILE[1]) / device.multiprocessors
+    return waves / ceil(waves) if waves > 1 else 1.0
 
 
 def layer_passes(job: Job, constants: Constants) -> tuple[Pass, Pass]:

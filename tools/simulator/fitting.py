@@ -1,40 +1,67 @@
-"""Least squares: constants within their ranges that bring predictions close to measured rows."""
+"""Least squares: constants within their ranges that bring predictions close to what was measured."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import least_squares
 
 from tools.simulator.constants import FIELDS, Calibration
+from tools.simulator.job import Job
 from tools.simulator.published import Row
+from tools.simulator.slow_sync_times import read_times
 from tools.simulator.step import predict
 
 # Constants with a value per family of devices; all others hold everywhere.
 FAMILIES = ("ampere", "hopper")
 BY_FAMILY = ("sustained_clock", "loader_skew_ms")
+# The table that published times belong to, and their columns with what is predicted for them.
+SLOW_LINKS = "duo_low_bandwidth"
+TIMES = {"computation_ms": "compute_seconds", "slow_gradient_sync_ms": "slow_sync_seconds"}
 KEYS = [(table, name) for name in FIELDS for table in (FAMILIES if name in BY_FAMILY else ("common",))]
 # A residual counts in units of this relative error; the defaults, and families' agreement with each other, in units
 # of a constant's range with these weights. They decide where rows say nothing.
 RELATIVE_ERROR, DEFAULT_WEIGHT, FAMILY_WEIGHT = 0.05, 0.25, 1.0
 
 
-def fit(rows: Sequence[Row], start: Calibration | None = None) -> Calibration:
+@dataclass(frozen=True)
+class Observation:
+    """A measured figure. `quantity`: the attribute of a prediction that it stands beside."""
+
+    table: str
+    job: Job
+    measured: float
+    quantity: str = "tflops_per_gpu"
+
+
+def observations(rows: Iterable[Row]) -> list[Observation]:
+    """What is fitted: TFLOP/s of the measured rows and, where their table is among the rows, the published times of
+    DUO's runs on slow links, which tell kernels, the host's work and the second sync from each other."""
+    found = [Observation(row.table, row.job, row.measured) for row in rows if row.measured and row.job and row.in_fit]
+    if any(observation.table == SLOW_LINKS for observation in found):
+        for time in read_times():
+            for cell, quantity in TIMES.items():
+                found.append(Observation(SLOW_LINKS, time.job, float(time.cells[cell]) / 1e3, quantity))
+    return found
+
+
+def fit(rows: Iterable[Row], start: Calibration | None = None) -> Calibration:
     """The calibration that fits `rows`; every table weighs the same, however many rows it has.
 
     Raises:
         ValueError: there are no more measured rows than constants.
     """
-    used = [row for row in rows if row.measured and row.job and row.in_fit]
+    used = observations(rows)
     if len(used) <= len(KEYS):
         raise ValueError(f"{len(used)} measured rows for {len(KEYS)} constants: a fit needs more rows than constants")
     low, span = _ranges()
     defaults = (np.array([FIELDS[name].default for _, name in KEYS]) - low) / span
     begin = defaults if start is None else (_values(start) - low) / span
-    tables = Counter(row.table for row in used)
-    weights = np.array([(len(used) / len(tables) / tables[row.table]) ** 0.5 for row in used])
+    tables = Counter(observation.table for observation in used)
+    weights = np.array([(len(used) / len(tables) / tables[observation.table]) ** 0.5 for observation in used])
 
     def residuals(position: np.ndarray) -> np.ndarray:
         errors = log_ratios(used, calibration_of(low + position * span)) * weights / RELATIVE_ERROR
@@ -45,16 +72,12 @@ def fit(rows: Sequence[Row], start: Calibration | None = None) -> Calibration:
     return calibration_of(low + solution.x * span)
 
 
-def log_ratios(rows: Sequence[Row], calibration: Calibration) -> np.ndarray:
-    """Logarithm of predicted over measured TFLOP/s of each row."""
-    constants = {}
-    ratios = np.empty(len(rows))
-    for index, row in enumerate(rows):
-        cluster = row.job.cluster
-        if cluster not in constants:
-            constants[cluster] = calibration.constants(cluster)
-        ratios[index] = np.log(predict(row.job, constants[cluster]).tflops_per_gpu / row.measured)
-    return ratios
+def log_ratios(used: Sequence[Observation], calibration: Calibration) -> np.ndarray:
+    """Logarithm of predicted over measured, of each observation."""
+    constants = {observation.job.cluster: None for observation in used}
+    constants = {cluster: calibration.constants(cluster) for cluster in constants}
+    predicted = [getattr(predict(seen.job, constants[seen.job.cluster]), seen.quantity) for seen in used]
+    return np.log(np.array(predicted) / np.array([seen.measured for seen in used]))
 
 
 def calibration_of(values: np.ndarray) -> Calibration:

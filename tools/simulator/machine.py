@@ -35,6 +35,7 @@ class Device:
     launch_us: float
     bus_gb_per_s: float
     codec_gb_per_s: float
+    multiprocessors: int
     parameter_bytes: int = 2
 
     @property

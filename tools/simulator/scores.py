@@ -9,7 +9,7 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from tools.simulator.constants import Calibration
-from tools.simulator.fitting import fit, log_ratios
+from tools.simulator.fitting import Observation, fit, log_ratios
 from tools.simulator.published import Row
 
 
@@ -53,7 +53,8 @@ class Scores:
 def scores(rows: Iterable[Row], calibration: Calibration) -> Scores:
     """Errors of the measured rows under one calibration."""
     measured = tuple(row for row in rows if row.measured and row.job)
-    return Scores(measured, np.exp(log_ratios(measured, calibration)) - 1)
+    seen = [Observation(row.table, row.job, row.measured) for row in measured]
+    return Scores(measured, np.exp(log_ratios(seen, calibration)) - 1)
 
 
 def leave_one_table_out(rows: Sequence[Row], start: Calibration, tables: Iterable[str]) -> Scores:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from tools.simulator.constants import read_calibration
+from tools.simulator.job import Job
 from tools.simulator.published import THROUGHPUT, Row, read_csv, read_published
 from tools.simulator.step import Prediction, predict
 
@@ -15,10 +17,15 @@ COLUMNS = {"link_gbps", "seq", "accumulation", "slow_gradient_sync_ms", "computa
 
 @dataclass(frozen=True)
 class SlowSyncTime:
-    """One row, and what is predicted for it."""
+    """One row, and the run it was measured in."""
 
     cells: dict[str, str]
-    prediction: Prediction
+    job: Job
+
+    @cached_property
+    def prediction(self) -> Prediction:
+        """What is predicted for the run."""
+        return predict(self.job, read_calibration().constants(self.job.cluster))
 
     @property
     def measured_ms(self) -> float | None:
@@ -58,7 +65,7 @@ def read_times(path: Path = TIMES) -> list[SlowSyncTime]:
     if missing:
         raise ValueError(f"{path}: the column '{missing[0]}' is missing; needed are {', '.join(sorted(COLUMNS))}")
     like = next(row for row in read_published() if row.cells["table"] == "duo_low_bandwidth" and row.job)
-    return [SlowSyncTime(cells, _prediction(path, cells, like)) for cells in rows]
+    return [SlowSyncTime(cells, _job(path, cells, like)) for cells in rows]
 
 
 def score_times(times: list[SlowSyncTime]) -> list[SlowSyncTime]:
@@ -66,12 +73,11 @@ def score_times(times: list[SlowSyncTime]) -> list[SlowSyncTime]:
     return [time for time in times if time.measured_ms is not None]
 
 
-def _prediction(path: Path, cells: dict[str, str], like: Row) -> Prediction:
+def _job(path: Path, cells: dict[str, str], like: Row) -> Job:
     try:
         link, seq, accumulation = float(cells["link_gbps"]), int(cells["seq"]), int(cells["accumulation"])
     except ValueError as error:
         raise ValueError(f"{path}: link_gbps, seq and accumulation have to be numbers ({error})") from error
     if min(link, seq, accumulation) <= 0:
         raise ValueError(f"{path}: link_gbps, seq and accumulation have to be positive")
-    job = like.job.replace(cluster=like.job.cluster.with_link(link), seq=seq, accumulation=accumulation)
-    return predict(job, read_calibration().constants(job.cluster))
+    return like.job.replace(cluster=like.job.cluster.with_link(link), seq=seq, accumulation=accumulation)
