@@ -35,14 +35,22 @@ class Constants:
         0.85, 0.5, 1.0, "share", "speed of kernels throughout a training, of that in a short benchmark"
     )
     local_passes: float = _constant(
-        1.5, 1.0, 3.0, "factor", "memory traffic of the local layer spec's element-wise kernels, of what fused ones need"
+        1.5,
+        1.0,
+        3.0,
+        "factor",
+        "memory traffic of the local layer spec's element-wise kernels, of what fused ones need",
     )
     score_bytes: float = _constant(20, 8, 40, "bytes", "memory traffic of a score of unfused attention, forward")
     tensor_step_us: float = _constant(100, 0, 400, "us", "latency and launch of one tensor-parallel collective")
     nic_efficiency: float = _constant(0.9, 0.4, 1.0, "share", "of the line rate that NCCL reaches over RDMA")
     tcp_efficiency: float = _constant(0.8, 0.3, 1.0, "share", "of the line rate that NCCL or gloo reach over TCP")
     shared_ring: float = _constant(
-        0.65, 0.3, 1.0, "share", "of that, a ring through several devices of a node with fewer network cards than devices"
+        0.65,
+        0.3,
+        1.0,
+        "share",
+        "of that, a ring through several devices of a node with fewer network cards than devices",
     )
     overlap: float = _constant(
         0.5, 0.0, 1.0, "share", "of its full rate at which data-parallel traffic moves while the device computes"
@@ -58,7 +66,11 @@ class Constants:
         400, 0, 1500, "ms", "by which a replica's slowest mask loader ends a step later, per further rank along CP x PP"
     )
     host_reduce_gb_per_s: float = _constant(
-        0.85, 0.2, 5.0, "GB/s", "at which a rank's host sums gradients in DUO's second sync, not overlapped with sending"
+        0.85,
+        0.2,
+        5.0,
+        "GB/s",
+        "at which a rank's host sums gradients in DUO's second sync, not overlapped with sending",
     )
 
     def __post_init__(self) -> None:

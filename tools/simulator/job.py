@@ -54,8 +54,12 @@ class Job:
         splits = model.heads % self.tp == 0 and (model.query_groups % self.tp == 0 or self.tp % model.query_groups == 0)
         _require(splits, f"tensor parallel size {self.tp} does not divide {heads}")
         stages = self.pp * self.virtual_pp
-        _require(model.num_layers % stages == 0, f"{model.num_layers} layers do not divide into {stages} pipeline chunks")
-        _require(self.seq % (2 * self.cp) == 0 or self.cp == 1, f"sequence {self.seq} does not divide by 2 x CP {self.cp}")
+        _require(
+            model.num_layers % stages == 0, f"{model.num_layers} layers do not divide into {stages} pipeline chunks"
+        )
+        _require(
+            self.seq % (2 * self.cp) == 0 or self.cp == 1, f"sequence {self.seq} does not divide by 2 x CP {self.cp}"
+        )
         _require(self.recompute in RECOMPUTE, f"recompute = {self.recompute!r}: use one of {', '.join(RECOMPUTE)}")
         _require(self.virtual_pp == 1 or self.pp > 1, "virtual pipeline stages need a pipeline: pp > 1")
         even = self.virtual_pp == 1 or self.accumulation % self.pp == 0

@@ -11,7 +11,7 @@ GIB = 2**30
 # CUDA context, NCCL's buffers, cuBLAS' workspaces; on CPUs the process itself.
 RUNTIME_BYTES, CPU_RUNTIME_BYTES = 2.5 * GIB, 4.5 * GIB
 # What the caching allocator holds for tensors that come and go, over what they have.
-FRAGMENTATION = 1.1
+FRAGMENTATION = 1.05
 # Elements of a gradient bucket of Megatron (40 million); DUO keeps two copies of one on the device for a while.
 BUCKET_ELEMENTS = 40_000_000
 

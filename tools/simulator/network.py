@@ -36,7 +36,7 @@ def ring_seconds(num_bytes: float, group: Placement, cluster: Cluster, constants
 
 
 def exchange_seconds(num_bytes: float, ranks: int, crossing: bool, cluster: Cluster, constants: Constants) -> float:
-    """An all-to-all of `num_bytes` a rank among `ranks`, between nodes or in one; all devices of a node send at once."""
+    """An all-to-all of `num_bytes` a rank among `ranks`, between nodes or in one; a node's devices send at once."""
     if ranks == 1 or num_bytes == 0:
         return 0.0
     share = num_bytes * (ranks - 1) / ranks

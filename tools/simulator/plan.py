@@ -1,4 +1,4 @@
-"""`python -m tools.simulator plan`: layouts and schemes of a model on a cluster, ranked, and whether compression pays."""
+"""`python -m tools.simulator plan`: layouts and schemes of a model on a cluster, ranked; whether compression pays."""
 
 from __future__ import annotations
 
@@ -92,7 +92,9 @@ def _ranking(shown: list[Candidate]) -> list[str]:
 def _fallen(found: list[Candidate], refused: dict[str, int]) -> list[str]:
     """Why others fall out: those without enough memory by TP and PP, and layouts that cannot exist by reason."""
     short = [candidate for candidate in found if candidate.reason]
-    lines = [f"{len(found) - len(short)} candidates fit, {len(short)} do not, {sum(refused.values())} layouts cannot exist"]
+    lines = [
+        f"{len(found) - len(short)} candidates fit, {len(short)} do not, {sum(refused.values())} layouts cannot exist"
+    ]
     least: dict[tuple[int, int], Candidate] = {}
     for candidate in sorted(short, key=lambda candidate: -candidate.memory.gib):
         least[candidate.job.tp, candidate.job.pp] = candidate
@@ -131,7 +133,9 @@ def _data(found: list[Candidate], refused: dict[str, int], even: list[BreakEven]
     rows = []
     for candidate in found:
         job, made = candidate.job, candidate.prediction
-        sizes = {name: getattr(job, name) for name in ("tp", "cp", "pp", "dp", "micro_batch", "accumulation", "recompute")}
+        sizes = {
+            name: getattr(job, name) for name in ("tp", "cp", "pp", "dp", "micro_batch", "accumulation", "recompute")
+        }
         numbers = {"step_seconds": made.step_seconds, "tflops_per_gpu": made.tflops_per_gpu}
         numbers |= {"exposed_seconds": made.exposed_seconds, "memory_gib": candidate.memory.gib}
         rows.append(sizes | {"scheme": candidate.scheme} | numbers | {"reason": candidate.reason})

@@ -77,7 +77,11 @@ def layouts(request: Request) -> Iterator[tuple[int, int, int, int]]:
     """(TP, CP, PP, micro-batch) to try: TP within a node, CP in powers of two, PP in divisors of the layers."""
     tensor = [size for size in range(1, request.cluster.devices + 1) if request.cluster.devices % size == 0]
     context = [size for size in (1, 2, 4, 8, 16) if size <= request.gpus]
-    pipeline = [size for size in range(1, min(request.model.num_layers, request.gpus) + 1) if request.model.num_layers % size == 0]
+    pipeline = [
+        size
+        for size in range(1, min(request.model.num_layers, request.gpus) + 1)
+        if request.model.num_layers % size == 0
+    ]
     for tp, cp, pp, micro in itertools.product(tensor, context, pipeline, MICRO_BATCHES):
         if request.gpus % (tp * cp * pp) == 0:
             yield tp, cp, pp, micro
@@ -102,7 +106,10 @@ def _candidate(job: Job) -> Candidate:
         needed = memory(job)
     reason = ""
     if not fits(job, needed):
-        parts = {"parameters": needed.parameters + needed.gradients + needed.optimizer, "activations": needed.activations}
+        parts = {
+            "parameters": needed.parameters + needed.gradients + needed.optimizer,
+            "activations": needed.activations,
+        }
         largest = max(parts, key=parts.__getitem__)
         reason = f"{needed.gib:.1f} GiB of {job.cluster.device.memory_gib:g}, most of it {largest}"
     return Candidate(predict(job), needed, reason)

@@ -80,7 +80,9 @@ def _slow_lines(prediction: Prediction) -> list[str]:
     if prediction.slow_sync_seconds is None:
         return []
     said = "hidden" if prediction.fully_hidden else "not hidden"
-    times = f"{prediction.slow_sync_seconds * 1e3:,.1f} ms against {prediction.compute_seconds * 1e3:,.1f} ms of compute"
+    times = (
+        f"{prediction.slow_sync_seconds * 1e3:,.1f} ms against {prediction.compute_seconds * 1e3:,.1f} ms of compute"
+    )
     return [f"DUO's second sync is {said}: {times}"]
 
 

@@ -74,15 +74,15 @@ def read_csv(path: Path) -> tuple[list[str], list[dict[str, str]]]:
     try:
         with path.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
-            rows = list(reader)
+            rows, columns = list(reader), reader.fieldnames
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path} is not a CSV file: {error}") from error
-    if not reader.fieldnames or not rows:
+    if not columns or not rows:
         raise ValueError(f"{path} has no rows: give a CSV file with a head line")
     for number, row in enumerate(rows, start=2):
         if None in row or None in row.values():
-            raise ValueError(f"{path}, line {number}: {len(reader.fieldnames)} cells are needed, as in the head line")
-    return list(reader.fieldnames), rows
+            raise ValueError(f"{path}, line {number}: {len(columns)} cells are needed, as in the head line")
+    return list(columns), rows
 
 
 def read_published(path: Path = THROUGHPUT) -> list[Row]:

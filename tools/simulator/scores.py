@@ -68,7 +68,9 @@ def leave_one_table_out(rows: Sequence[Row], start: Calibration, tables: Iterabl
 
 def rank_correlation(part: Scores, table: str) -> float:
     """Spearman's, between measured and predicted TFLOP/s of the rows whose table's name begins with `table`."""
-    chosen = [(row.measured, error) for row, error in zip(part.rows, part.errors, strict=True) if row.table.startswith(table)]
+    chosen = [
+        (row.measured, error) for row, error in zip(part.rows, part.errors, strict=True) if row.table.startswith(table)
+    ]
     measured, errors = np.array(chosen).T
     return float(spearmanr(measured, measured * (1 + errors)).statistic)
 

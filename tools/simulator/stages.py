@@ -51,7 +51,9 @@ def stages(job: Job, constants: Constants) -> tuple[Stage, ...]:
     collective = tensor_seconds(job, constants)
     exposed = COLLECTIVES - (ASYNCHRONOUS if job.async_tensor_parallel else 0)
     again = COLLECTIVES if job.recompute == "full" else 0
-    context = [context_seconds(job, constants, done.attention, tensors) for done, tensors in ((forward, 2), (backward, 4))]
+    context = [
+        context_seconds(job, constants, done.attention, tensors) for done, tensors in ((forward, 2), (backward, 4))
+    ]
     body = (
         Direction(forward.times(layers), layers * COLLECTIVES * collective, layers * context[0]),
         Direction(backward.times(layers), layers * (exposed + again) * collective, layers * context[1]),
@@ -74,7 +76,7 @@ def tensor_seconds(job: Job, constants: Constants) -> float:
 
 
 def context_seconds(job: Job, constants: Constants, attention: float, tensors: int) -> float:
-    """What a layer's ring does not hide: it passes `tensors` of keys' size on while a block of attention is computed."""
+    """What a layer's ring does not hide: `tensors` of keys' size are passed on during a block of attention."""
     if job.cp == 1:
         return 0.0
     group = place(job.cp, job.tp, job.cluster.devices)

@@ -23,7 +23,9 @@ FITS, OUT_OF_MEMORY, NO_LAYOUT = "yes", "out_of_memory", "no_layout"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of this command."""
     parser.add_argument(
-        "--published", required=True, help="throughput.csv, duo_low_bandwidth_times.csv, cpu_1p3b.csv, or a file like it"
+        "--published",
+        required=True,
+        help="throughput.csv, duo_low_bandwidth_times.csv, cpu_1p3b.csv, or a file like it",
     )
     parser.add_argument("--out", required=True, help="the CSV file to write")
 
