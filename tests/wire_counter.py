@@ -7,6 +7,10 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor
 
+from sdp4bit_patches.node_memory import NodeMemory
+
+_written = NodeMemory.written
+
 
 class WireCounter:
     """Stands in for `torch.distributed` in a module, and adds up the bytes that this rank sends to other ranks.
@@ -35,6 +39,13 @@ class WireCounter:
             self._count(rank, split * input.element_size())
         self.num_calls += 1
         return dist.all_to_all_single(output, input, output_splits, input_splits, **more)
+
+    def written(self, memory: Any, num_bytes: list[int]) -> Any:
+        """Stands in for `NodeMemory.written`."""
+        for rank, size in zip(dist.get_process_group_ranks(memory.group), num_bytes, strict=True):
+            self._count(rank, size)
+        self.num_calls += 1
+        return _written(memory, num_bytes)
 
     def isend(self, tensor: Tensor, group: dist.ProcessGroup, group_dst: int) -> Any:
         """Counts the message."""
