@@ -1,7 +1,7 @@
 """Draw how far DUO's published weights are from the exact ones, step by step: |y - x| / lr, from metrics files.
 
-``python tools/plot_duo_distance.py runs/a/metrics.jsonl --output distance.png`` also prints whether it grows. Divided by
-the learning rate, the distance is one step's compression error in units of Adam's update; were errors added up, it
+``python tools/plot_duo_distance.py runs/a/metrics.jsonl --output distance.png`` also prints whether it grows. Divided
+by the learning rate, the distance is one step's compression error in units of Adam's update; were errors added up, it
 would grow with the number of steps.
 """
 
