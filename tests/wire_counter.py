@@ -7,6 +7,7 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor
 
+from sdp4bit_patches import collectives, gather
 from sdp4bit_patches.node_memory import NodeMemory
 
 _written = NodeMemory.written
@@ -20,6 +21,12 @@ class WireCounter:
 
     def __init__(self, hosts: str) -> None:
         self.hosts, self.intra, self.inter, self.num_calls = hosts, 0, 0, 0
+
+    def listen(self, patch: Any) -> None:
+        """Let the collectives go through it; `patch(owner, name, value)` is setattr, or a monkeypatch's."""
+        for module in (collectives, gather):
+            patch(module, "dist", self)
+        patch(NodeMemory, "written", lambda memory, num_bytes: self.written(memory, num_bytes))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(dist, name)

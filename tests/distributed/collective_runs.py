@@ -11,9 +11,8 @@ from collective_oracle import Case, same_bits
 from torch import Tensor
 from wire_counter import WireCounter
 
-from sdp4bit_patches import collectives, gather, topology
+from sdp4bit_patches import topology
 from sdp4bit_patches.collectives import LinkBytes, QuantizedAllGather, QuantizedReduceScatter
-from sdp4bit_patches.node_memory import NodeMemory
 from sdp4bit_patches.progress import Scratch
 
 
@@ -39,9 +38,7 @@ def _run(plan, ranks: topology.Topology, hosts: str, run) -> Result:
     scratch.reserve(plan.scratch_sizes)
     with pytest.MonkeyPatch.context() as patch:
         counter = WireCounter(hosts)
-        for module in (collectives, gather):
-            patch.setattr(module, "dist", counter)
-        patch.setattr(NodeMemory, "written", lambda memory, num_bytes: counter.written(memory, num_bytes))
+        counter.listen(patch.setattr)
         output = run(scratch)
     return Result(output, plan.link_bytes, LinkBytes(counter.intra, counter.inter), counter.num_calls)
 
