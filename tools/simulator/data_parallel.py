@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from tools.simulator.constants import Constants
 from tools.simulator.job import Job, place
-from tools.simulator.network import exchange_seconds, ring_seconds
+from tools.simulator.network import exchange_seconds, gather_seconds, ring_seconds
 from tools.simulator.stages import Stage
 from tools.simulator.traffic import data_traffic
 
@@ -34,11 +34,14 @@ def phases(job: Job, constants: Constants, stage: Stage) -> Phases:
     """
     traffic, cluster = data_traffic(job, stage.index), job.cluster
     group = place(job.data_ranks, job.tp, cluster.devices)
-    reduce = ring_seconds(traffic.ring, group, cluster, constants)
+    # Gloo has no reduce-scatter: torch makes an all-reduce of it.
+    times = 2 if cluster.collectives == "gloo" else 1
+    reduce = times * ring_seconds(traffic.ring, group, cluster, constants)
     reduce += exchange_seconds(traffic.intra, group.local, False, cluster, constants)
     reduce += exchange_seconds(traffic.inter, group.nodes, True, cluster, constants)
     reduce += traffic.reduce_codec / cluster.device.codec_bytes_per_s
-    gather = ring_seconds(traffic.gather, group, cluster, constants)
+    collective = gather_seconds if job.comm.compresses_weights else ring_seconds
+    gather = collective(traffic.gather, group, cluster, constants)
     gather += traffic.gather_codec / cluster.device.codec_bytes_per_s
     backward = stage.backward.seconds * max(stage.index, 1)
     forward = stage.forward.seconds * (stage.index + 1)
@@ -74,7 +77,8 @@ def slow_sync(job: Job, constants: Constants) -> SlowSync | None:
     """The exact gradients of the previous step, reduced over gloo from host memory; None without DUO.
 
     The host sends a message, then sums what has arrived: both times add up. Every rank's host process works for
-    itself, the line is the node's. The device copies each bucket once before it leaves.
+    itself, the line is the node's; where all collectives are gloo's, the nodes sum in shared memory first, and one
+    part in (ranks of a node) is left to send. The device copies each bucket once before it leaves.
     """
     if not job.comm.fast_slow_grad_reduce or job.data_ranks == 1:
         return None
@@ -82,7 +86,9 @@ def slow_sync(job: Job, constants: Constants) -> SlowSync | None:
     parameters = job.model.stage_parameters(job.tp, job.pp, 0)
     element = 4 if job.comm.duo_slow_dtype == "fp32" else 2
     sent = element * parameters * (group.size - 1) / group.size
-    rings = job.cluster.devices / group.local
-    line = sent * rings / job.cluster.node_bytes_per_s if group.nodes > 1 else 0.0
+    leaving = sent * job.cluster.devices / group.local
+    if job.cluster.collectives == "gloo":
+        leaving = element * parameters * (group.nodes - 1) / group.nodes * job.cluster.devices / group.local
+    line = leaving / job.cluster.node_bytes_per_s if group.nodes > 1 else 0.0
     seconds = line + sent / (constants.host_reduce_gb_per_s * 1e9)
     return SlowSync(seconds, line / seconds, 8 * parameters / job.cluster.device.bytes_per_s)

@@ -14,9 +14,9 @@ from typing import Any
 from tools.cluster_files import FOLDER, check_keys, read_cluster
 
 DEVICES = Path(__file__).with_name("devices.toml")
-NETWORKS = ("rdma", "tcp")
+NETWORKS, COLLECTIVES = ("rdma", "tcp"), ("nccl", "gloo")
 # Keys of the table [node].
-NEEDED, OPTIONAL = ("devices", "nics", "nic-gbps"), ("network", "rank-gb-per-s")
+NEEDED, OPTIONAL = ("devices", "nics", "nic-gbps"), ("network", "collectives", "rank-gb-per-s")
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,7 @@ class Cluster:
     network: str
     device: Device
     rank_gb_per_s: float = math.inf
+    collectives: str = "nccl"
     calibration: Mapping[str, float] = dataclasses.field(default_factory=dict, hash=False)
 
     @property
@@ -106,16 +107,18 @@ def load_cluster(name: str, folder: Path = FOLDER) -> Cluster:
     check_keys(f"{source}, [node]", node, {*NEEDED, *OPTIONAL}, set(NEEDED))
     for key in (*NEEDED, "rank-gb-per-s"):
         _require_positive(f"{source}, [node]", key, node.get(key, 1))
-    network = node.get("network", "rdma")
-    if network not in NETWORKS:
-        raise ValueError(f"{source}, [node]: network = {network!r}: use one of {', '.join(NETWORKS)}")
+    choices = {"network": NETWORKS, "collectives": COLLECTIVES}
+    for key, known in choices.items():
+        if node.get(key, known[0]) not in known:
+            raise ValueError(f"{source}, [node]: {key} = {node[key]!r}: use one of {', '.join(known)}")
     device = _device(f"{source}, [device]", tables["device"])
     return Cluster(
         name=name,
         devices=node["devices"],
         nics=node["nics"],
         nic_gbps=node["nic-gbps"],
-        network=network,
+        network=node.get("network", "rdma"),
+        collectives=node.get("collectives", "nccl"),
         device=device,
         rank_gb_per_s=node.get("rank-gb-per-s", math.inf),
         calibration=dict(tables["calibration"]),

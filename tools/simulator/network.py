@@ -35,6 +35,15 @@ def ring_seconds(num_bytes: float, group: Placement, cluster: Cluster, constants
     return max(leaving / rate, local) + (group.size - 1) * NETWORK_STEP_S
 
 
+def gather_seconds(num_bytes: float, group: Placement, cluster: Cluster, constants: Constants) -> float:
+    """The all-gather of compressed parameters: a ring on NCCL. On gloo every node's shards cross to each other node
+    once, and ranks of a node share memory."""
+    if cluster.collectives == "nccl" or group.nodes == 1:
+        return ring_seconds(num_bytes, group, cluster, constants)
+    crossing = num_bytes * group.local / group.size * (group.nodes - 1) * cluster.devices / group.local
+    return crossing / line_rate(cluster, constants) + num_bytes / cluster.bus_bytes_per_s + NETWORK_STEP_S
+
+
 def exchange_seconds(num_bytes: float, ranks: int, crossing: bool, cluster: Cluster, constants: Constants) -> float:
     """An all-to-all of `num_bytes` a rank among `ranks`, between nodes or in one; a node's devices send at once."""
     if ranks == 1 or num_bytes == 0:

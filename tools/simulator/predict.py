@@ -71,7 +71,7 @@ def report(prediction: Prediction, needed: Memory) -> str:
         if seconds > 0:
             share = seconds / prediction.step_seconds
             lines.append(f"  {PART_NAMES[field.name]:30}{seconds * 1e3:12,.1f} ms {share:7.1%}")
-    lines.append(f"{'TFLOP/s per GPU':32}{prediction.tflops_per_gpu:12,.1f}")
+    lines.append(f"{'TFLOP/s per GPU':32}{prediction.tflops_per_gpu:12,.4g}")
     lines += _slow_lines(prediction)
     return "\n".join([*lines, "", *_memory_lines(prediction, needed)])
 
