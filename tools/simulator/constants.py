@@ -41,9 +41,9 @@ class Constants:
         "factor",
         "memory traffic of the local layer spec's element-wise kernels, of what fused ones need",
     )
-    score_bytes: float = _constant(20, 8, 40, "bytes", "memory traffic of a score of unfused attention, forward")
+    score_bytes: float = _constant(13, 8, 30, "bytes", "memory traffic of a score of unfused attention, forward")
     tensor_step_us: float = _constant(100, 0, 400, "us", "latency and launch of one tensor-parallel collective")
-    nic_efficiency: float = _constant(0.9, 0.4, 1.0, "share", "of the line rate that NCCL reaches over RDMA")
+    nic_efficiency: float = _constant(0.9, 0.75, 1.0, "share", "of the line rate that NCCL reaches over RDMA")
     tcp_efficiency: float = _constant(0.8, 0.3, 1.0, "share", "of the line rate that NCCL or gloo reach over TCP")
     shared_ring: float = _constant(
         0.65,
@@ -52,8 +52,8 @@ class Constants:
         "share",
         "of that, a ring through several devices of a node with fewer network cards than devices",
     )
-    overlap: float = _constant(
-        0.5, 0.0, 1.0, "share", "of its full rate at which data-parallel traffic moves while the device computes"
+    bucket_efficiency: float = _constant(
+        0.5, 0.2, 1.0, "share", "of their rate that collectives reach which go bucket by bucket beside compute"
     )
     micro_batch_ms: float = _constant(
         30, 0, 60, "ms", "host work of a micro-batch that no kernel hides, local layer spec"

@@ -8,7 +8,7 @@ from tools.simulator.constants import Constants
 from tools.simulator.job import Job, place
 from tools.simulator.network import exchange_seconds, gather_seconds, ring_seconds
 from tools.simulator.stages import Stage
-from tools.simulator.traffic import data_traffic
+from tools.simulator.traffic import Traffic, data_traffic
 
 # The first bucket of gradients is complete only after a part of the backward pass, the last one at its end: this
 # share of a reduction is exposed however long the backward pass is.
@@ -32,24 +32,45 @@ def phases(job: Job, constants: Constants, stage: Stage) -> Phases:
     a single bucket, but end their backward pass earlier, by as many passes as stages precede them. A gather hides
     behind the first micro-batch's forward pass, and behind the stages before it.
     """
-    traffic, cluster = data_traffic(job, stage.index), job.cluster
-    group = place(job.data_ranks, job.tp, cluster.devices)
-    # Gloo has no reduce-scatter: torch makes an all-reduce of it.
+    codec = job.cluster.device.codec_bytes_per_s
+    traffic = data_traffic(job, stage.index)
+    backward = stage.backward.seconds * max(stage.index, 1) if job.overlap_grad_reduce else None
+    forward = stage.forward.seconds * (stage.index + 1) if job.overlap_param_gather else None
+    rate = constants.bucket_efficiency if job.cluster.network == "rdma" else 1.0
+    reduce = _behind(
+        _reduce_seconds(job, constants, traffic), traffic.reduce_codec / codec, backward, rate, LAST_BUCKET
+    )
+    gather = _behind(_gather_seconds(job, constants, traffic), traffic.gather_codec / codec, forward, rate, 0.0)
+    return Phases(reduce[0], gather[0], reduce[1], gather[1])
+
+
+def _reduce_seconds(job: Job, constants: Constants, traffic: Traffic) -> float:
+    """The collectives of a reduction in one piece. Gloo has no reduce-scatter: torch makes an all-reduce of it."""
+    cluster, group = job.cluster, place(job.data_ranks, job.tp, job.cluster.devices)
     times = 2 if cluster.collectives == "gloo" else 1
-    reduce = times * ring_seconds(traffic.ring, group, cluster, constants)
-    reduce += exchange_seconds(traffic.intra, group.local, False, cluster, constants)
-    reduce += exchange_seconds(traffic.inter, group.nodes, True, cluster, constants)
-    reduce += traffic.reduce_codec / cluster.device.codec_bytes_per_s
+    seconds = times * ring_seconds(traffic.ring, group, cluster, constants)
+    seconds += exchange_seconds(traffic.intra, group.local, False, cluster, constants)
+    return seconds + exchange_seconds(traffic.inter, group.nodes, True, cluster, constants)
+
+
+def _gather_seconds(job: Job, constants: Constants, traffic: Traffic) -> float:
+    """The parameter gather in one piece."""
+    group = place(job.data_ranks, job.tp, job.cluster.devices)
     collective = gather_seconds if job.comm.compresses_weights else ring_seconds
-    gather = collective(traffic.gather, group, cluster, constants)
-    gather += traffic.gather_codec / cluster.device.codec_bytes_per_s
-    backward = stage.backward.seconds * max(stage.index, 1)
-    forward = stage.forward.seconds * (stage.index + 1)
-    exposed = reduce
-    if job.overlap_grad_reduce:
-        exposed = max(reduce - constants.overlap * backward, LAST_BUCKET * reduce)
-    exposed_gather = max(gather - constants.overlap * forward, 0.0) if job.overlap_param_gather else gather
-    return Phases(reduce, gather, exposed, exposed_gather)
+    return collective(traffic.gather, group, job.cluster, constants)
+
+
+def _behind(network: float, codec: float, window: float | None, rate: float, least: float) -> tuple[float, float]:
+    """Seconds of a phase, and what of them is exposed behind `window` seconds of compute (None: no overlap).
+
+    Bucket by bucket, collectives reach `rate` of what they do in one piece; the share `least` is exposed in any case,
+    and no more than the phase would take in one piece.
+    """
+    whole = network + codec
+    if window is None:
+        return whole, whole
+    seconds = network / rate + codec
+    return seconds, min(max(seconds - window, least * seconds), whole)
 
 
 def optimizer_seconds(job: Job) -> float:

@@ -18,9 +18,10 @@ from tools.simulator.step import predict
 # Constants with a value per family of devices; all others hold everywhere.
 FAMILIES = ("ampere", "hopper")
 BY_FAMILY = ("sustained_clock", "loader_skew_ms")
-# The table that published times belong to, and their columns with what is predicted for them.
+# The table that published times belong to, and their columns: what is predicted for them, and their
+# weight (the second sync shows in other figures only where it is not hidden).
 SLOW_LINKS = "duo_low_bandwidth"
-TIMES = {"computation_ms": "compute_seconds", "slow_gradient_sync_ms": "slow_sync_seconds"}
+TIMES = {"computation_ms": ("compute_seconds", 1.0), "slow_gradient_sync_ms": ("slow_sync_seconds", 3.0)}
 KEYS = [(table, name) for name in FIELDS for table in (FAMILIES if name in BY_FAMILY else ("common",))]
 # A residual counts in units of this relative error; the defaults, and families' agreement with each other, in units
 # of a constant's range with these weights. They decide where rows say nothing.
@@ -29,12 +30,14 @@ RELATIVE_ERROR, DEFAULT_WEIGHT, FAMILY_WEIGHT = 0.05, 0.25, 1.0
 
 @dataclass(frozen=True)
 class Observation:
-    """A measured figure. `quantity`: the attribute of a prediction that it stands beside."""
+    """A measured figure. `quantity`: the attribute of a prediction that it stands beside; `weight`: in how many rows'
+    place it counts."""
 
     table: str
     job: Job
     measured: float
     quantity: str = "tflops_per_gpu"
+    weight: float = 1.0
 
 
 def observations(rows: Iterable[Row]) -> list[Observation]:
@@ -43,8 +46,8 @@ def observations(rows: Iterable[Row]) -> list[Observation]:
     found = [Observation(row.table, row.job, row.measured) for row in rows if row.measured and row.job and row.in_fit]
     if any(observation.table == SLOW_LINKS for observation in found):
         for time in read_times():
-            for cell, quantity in TIMES.items():
-                found.append(Observation(SLOW_LINKS, time.job, float(time.cells[cell]) / 1e3, quantity))
+            for cell, (quantity, weight) in TIMES.items():
+                found.append(Observation(SLOW_LINKS, time.job, float(time.cells[cell]) / 1e3, quantity, weight))
     return found
 
 
@@ -61,7 +64,7 @@ def fit(rows: Iterable[Row], start: Calibration | None = None) -> Calibration:
     defaults = (np.array([FIELDS[name].default for _, name in KEYS]) - low) / span
     begin = defaults if start is None else (_values(start) - low) / span
     tables = Counter(observation.table for observation in used)
-    weights = np.array([(len(used) / len(tables) / tables[observation.table]) ** 0.5 for observation in used])
+    weights = np.array([(seen.weight * len(used) / len(tables) / tables[seen.table]) ** 0.5 for seen in used])
 
     def residuals(position: np.ndarray) -> np.ndarray:
         errors = log_ratios(used, calibration_of(low + position * span)) * weights / RELATIVE_ERROR

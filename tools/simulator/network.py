@@ -29,7 +29,7 @@ def ring_seconds(num_bytes: float, group: Placement, cluster: Cluster, constants
     if group.nodes == 1:
         return local + (group.size - 1) * LOCAL_STEP_S
     rate = line_rate(cluster, constants)
-    if group.local > 1 and cluster.nics < cluster.devices:
+    if group.local > 1 and cluster.nics < cluster.devices and cluster.network == "rdma":
         rate *= constants.shared_ring
     leaving = share * cluster.devices / group.local
     return max(leaving / rate, local) + (group.size - 1) * NETWORK_STEP_S

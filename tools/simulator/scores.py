@@ -59,11 +59,14 @@ def scores(rows: Iterable[Row], calibration: Calibration) -> Scores:
 
 def leave_one_table_out(rows: Sequence[Row], start: Calibration, tables: Iterable[str]) -> Scores:
     """Errors of every table under a calibration that is fitted without it. `tables`: their names, say through tqdm."""
-    left: list[Scores] = []
-    for table in tables:
-        calibration = fit([row for row in rows if row.table != table], start)
-        left.append(scores([row for row in rows if row.table == table], calibration))
+    left = [leave_out(rows, start, {table}) for table in tables]
     return Scores(tuple(row for part in left for row in part.rows), np.concatenate([part.errors for part in left]))
+
+
+def leave_out(rows: Sequence[Row], start: Calibration, tables: set[str]) -> Scores:
+    """Errors of some tables under a calibration that is fitted without all of them."""
+    calibration = fit([row for row in rows if row.table not in tables], start)
+    return scores([row for row in rows if row.table in tables], calibration)
 
 
 def rank_correlation(part: Scores, table: str) -> float:
