@@ -139,7 +139,6 @@ def test_dequantize_reduce_adds_the_sources_in_order(bits: int, num_sources: int
         assert_same(output, expected)
 
 
-@pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("first", (0, 1, 8))
 def test_a_large_output_has_the_same_bits_wherever_it_starts(first: int, implementation: str) -> None:
     """From a megabyte on, fp32 is written past the caches of a CPU where it starts on a cache line."""
@@ -157,6 +156,7 @@ def test_a_large_output_has_the_same_bits_wherever_it_starts(first: int, impleme
     assert (memory[:begin] == -1).all() and (memory[begin + num_elements :] == -1).all()
 
 
+@pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("output_bits", BITS)
 def test_dequantize_reduce_quantize_gives_the_same_bytes_with_any_two_formats(
     bits: int, output_bits: int, implementation: str
