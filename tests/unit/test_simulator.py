@@ -125,7 +125,7 @@ def test_the_second_sync_hides_behind_more_micro_batches():
 
 
 def test_overlap_shortens_a_step_and_a_pipeline_has_a_bubble():
-    plain = _job(micro_batch=4, cluster=load_cluster("abci_a100_40gb"))
+    plain = _job(micro_batch=16, cluster=load_cluster("abci_a100_40gb"))
     overlapped = plain.replace(overlap_grad_reduce=True, overlap_param_gather=True)
     assert predict(overlapped).step_seconds < 0.99 * predict(plain).step_seconds
     staged = _job(pp=4, dp=4)
