@@ -15,6 +15,7 @@ from tools.simulator.constants import Constants, read_calibration
 from tools.simulator.job import Job
 from tools.simulator.machine import load_cluster
 from tools.simulator.model_shape import read_model
+from tools.simulator.predict import predict_words
 from tools.simulator.step import predict
 
 RUN = "model=gpt_tiny gpus=4 micro-batch-size=4 use-distributed-optimizer=true"
@@ -90,3 +91,9 @@ def test_compression_pays_on_emulated_slow_links():
     cluster = load_cluster("emulated_2x2").with_link(0.02)
     steps = [predict(_job(scheme, cluster=cluster)).step_seconds for scheme in ("baseline", "sdp4bit")]
     assert steps[0] > 3 * steps[1]
+
+
+def test_a_program_asks_for_a_run_of_the_emulated_cluster_by_its_words():
+    words = f"{RUN} cluster=emulated_2x2 link-gbps=0.2 seq-length=128 compression=duo4bit global-batch-size=64"
+    made = predict_words(words.split())
+    assert made["slow_sync_seconds"] > 0 and made["step_seconds"] > made["exposed_seconds"] > 0

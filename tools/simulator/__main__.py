@@ -8,6 +8,7 @@ import sys
 
 from tools.command_line import ToolArgumentParser, run_tool
 
+PROGRAM = "python -m tools.simulator"
 # Command -> its module, which has `add_arguments(parser)` and `run(args)`, and what --help says of it.
 COMMANDS = {
     "predict": ("tools.simulator.predict", "the time of a step by part, its timeline, and memory by part"),
@@ -28,7 +29,7 @@ class _SubParser(ToolArgumentParser):
 
 def _parser(chosen: str | None) -> argparse.ArgumentParser:
     parser = ToolArgumentParser(__doc__)
-    parser.prog = "python -m tools.simulator"
+    parser.prog = PROGRAM
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_SubParser)
     for name, (module, text) in COMMANDS.items():
         command = commands.add_parser(name, help=text, description=text)
@@ -39,6 +40,7 @@ def _parser(chosen: str | None) -> argparse.ArgumentParser:
 
 def main() -> None:
     """Run the command that the command line names; only its module is imported."""
+    sys.argv[0] = PROGRAM  # what errors begin with
     chosen = next((word for word in sys.argv[1:] if not word.startswith("-")), None)
     args = _parser(chosen).parse_args()
     importlib.import_module(COMMANDS[args.command][0]).run(args)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,16 @@ def run(args: argparse.Namespace) -> None:
 
         draw_timeline(prediction, Path(args.picture))
         print(f"timeline: {args.picture}")
+
+
+def predict_words(words: Sequence[str]) -> dict[str, Any]:
+    """The prediction for `--config WORDS`, for programs: :func:`as_data`.
+
+    Raises:
+        ValueError: the configuration makes no sense.
+    """
+    job = job_of(read_keys(words))
+    return as_data(predict_step(job), memory(job))
 
 
 def report(prediction: Prediction, needed: Memory) -> str:

@@ -50,9 +50,17 @@ class Row:
 
     @property
     def measured(self) -> float | None:
-        """TFLOP/s per GPU, of rows that have them."""
-        text = self.cells.get(MEASURED, "")
-        return float(text) if text and self.cells.get("status", "measured") == "measured" else None
+        """TFLOP/s per GPU, of rows that have them.
+
+        Raises:
+            ValueError: the cell is no positive number.
+        """
+        if not self.cells.get(MEASURED) or self.cells.get("status", "measured") != "measured":
+            return None
+        try:
+            return _number(self.cells, MEASURED)
+        except ValueError as error:
+            raise ValueError(f"row {self.name}: {error}") from error
 
 
 @cache
