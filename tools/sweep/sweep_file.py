@@ -22,7 +22,7 @@ class Result:
     """A quantity of a table. Each field names where it is found: a published column, a measured and a predicted value.
 
     `times`: what published and measured values are multiplied by; `predicted_times`: predicted ones. `of`: the rows
-    that have it. `digits`: significant digits that are shown.
+    that have it. `digits`: significant digits that are shown. `from_zero`: whether its axis in a picture begins at 0.
     """
 
     name: str
@@ -33,6 +33,7 @@ class Result:
     times: float = 1.0
     predicted_times: float = 1.0
     digits: int = 4
+    from_zero: bool = True
     of: dict[str, Any] = field(default_factory=dict)
 
 
@@ -60,7 +61,7 @@ class Sweep:
     """A table: where its rows come from (`published` with `where` and `join`, or `grids`) and what makes them runs.
 
     `columns`: column -> the flag whose value it is. `rules`: in order, a later one overrules. `skipped_iterations`:
-    warm-up, which measured means leave out.
+    warm-up, which measured means leave out. `simulator`: the action of tools.simulator that predicts it, if any does.
     """
 
     name: str
@@ -78,6 +79,7 @@ class Sweep:
     results: tuple[Result, ...]
     skipped_iterations: int
     keeps_checkpoints: bool
+    simulator: str
     local: Local | None
 
 
@@ -85,7 +87,7 @@ class Sweep:
 _DEFAULTS: dict[str, Any] = {
     "title": "", "published": "", "cluster": "", "model": "", "scheme": "", "where": {}, "join": {}, "grids": [],
     "shared": {}, "columns": {}, "flags": {}, "environment": {}, "when": [], "results": [], "local": {},
-    "skipped-iterations": 0, "keeps-checkpoints": False,
+    "skipped-iterations": 0, "keeps-checkpoints": False, "simulator": "",
 }  # fmt: skip
 _RULE_KEYS = {"is", "model", "scheme", "cluster", "nodes", "ranks", "flags", "note", "cannot-run"}
 _RESULT_KEYS = {name.replace("_", "-") for name in Result.__dataclass_fields__}
@@ -118,7 +120,8 @@ def read_sweep(name: str, configs: Path = CONFIGS) -> Sweep:
         name, path, table["title"], table["published"], table["where"], table["join"], tuple(table["grids"]),
         table["shared"], table["columns"], table["flags"], table["environment"], tuple(rules),
         tuple(Result(**{key.replace("-", "_"): value for key, value in r.items()}) for r in table["results"]),
-        table["skipped-iterations"], table["keeps-checkpoints"], _local(path, table["local"]),
+        table["skipped-iterations"], table["keeps-checkpoints"], table["simulator"],
+        _local(path, table["local"]),
     )  # fmt: skip
 
 
