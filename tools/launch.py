@@ -117,7 +117,9 @@ def main() -> None:
     """The command line: options of this tool, ``--``, the flags of pretrain_gpt.py."""
     parser = ToolArgumentParser(__doc__.splitlines()[0])
     parser.add_argument("--nodes", type=positive_int, required=True, help="nodes of the job")
-    parser.add_argument("--processes", type=positive_int, help="processes of a node; the cluster's devices if not given")
+    parser.add_argument(
+        "--processes", type=positive_int, help="processes of a node; the cluster's devices if not given"
+    )
     parser.add_argument("--ranks", type=positive_int, help="processes in all, where nodes differ")
     parser.add_argument("--folder", default="runs/slurm/run", help="folder of a run without --metrics-file")
     cut = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)

@@ -1,8 +1,7 @@
 """A published table beside what was measured and predicted: ``python -m tools.report TABLE --runs DIR``.
 
-Prints it as Markdown; ``--output DIR`` writes TABLE.md, TABLE.csv and TABLE.png. ``python -m tools.report --fill README.md
-docs/reproduce.md`` puts the results of docs/results into documents. Exit code 2 where a run's folder is unusable: the
-report is complete but for it.
+Prints it as Markdown; ``--output DIR`` writes TABLE.md, TABLE.csv and TABLE.png. With ``--fill README.md`` it puts the
+results of docs/results into documents. Exit code 2 where a run's folder is unusable: the report is complete but for it.
 """
 
 from __future__ import annotations

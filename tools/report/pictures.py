@@ -39,7 +39,9 @@ def draw(rows: list[Row], path: Path) -> bool:
     for axis, name in zip(axes[0], quantities, strict=True):
         chosen = [row for row in rows if row.result.name == name]
         _draw_labelled(axis, chosen, labels) if labelled else _draw_ordered(axis, chosen)
-    handles = {label: handle for axis in axes[0] for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    handles = {
+        label: handle for axis in axes[0] for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
+    }
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3, frameon=False)
     figure.suptitle(rows[0].run.sweep.title, x=0.01, ha="left", fontsize=11)
     figure.savefig(path, dpi=130, format="png")

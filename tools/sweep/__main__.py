@@ -1,8 +1,8 @@
 """Published tables as runs: ``python -m tools.sweep list|show|emit|check|submit|local TABLE [RUN ...]``.
 
-``list`` prints a table's runs, ``show`` the exact torchrun command of each, ``emit`` its Slurm scripts (``--write``: into
-scripts/slurm). ``check`` sends every run through the trainer's validation and builds its model without memory.
-``submit`` hands the scripts to sbatch; ``local`` trains what fits this machine, scaled down.
+``list`` prints a table's runs, ``show`` the exact torchrun command of each, ``emit`` its Slurm scripts (``--write``
+puts them into scripts/slurm). ``check`` sends every run through the trainer's validation and builds its model without
+memory. ``submit`` hands the scripts to sbatch; ``local`` trains what fits this machine, scaled down.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def show(options: Namespace) -> None:
 
 
 def emit(options: Namespace) -> None:
-    """Print the Slurm scripts of a table, or one for each of the runs that are named; with --write, write the former."""
+    """Print, or write, the Slurm scripts of a table; print one for each of the runs that are named."""
     if options.runs:
         for run in chosen_runs(options.table, options.runs):
             print(f"# {run.id} cannot run: {run.obstacle}" if run.obstacle else batch_script([run], "SCRIPT"))
@@ -76,12 +76,14 @@ def check(options: Namespace) -> None:
     models = MetaModels()
     for table in [options.table] if options.table else sweep_names():
         able = [run for run in chosen_runs(table, options.runs) if not run.obstacle]
-        found = {run.id: models.estimate(run.arguments()) for run in able}
+        # Repeats of a run, such as a row for each seed, differ in nothing that is checked.
+        alike = {(run.num_ranks, *run.words()[:-1]): run for run in reversed(able)}
+        found = {run.id: models.estimate(run.arguments()) for run in alike.values()}
         largest = max(found, key=lambda name: found[name].memory_bytes)
         estimate = found[largest]
         print(
-            f"{table}: {len(found)} runs are well-formed; {largest} takes most memory, {estimate.memory_bytes / 2**30:.1f} "
-            f"GiB for {estimate.parameters:,} parameters of a rank",
+            f"{table}: {len(able)} runs are well-formed; {largest} takes most memory, "
+            f"{estimate.memory_bytes / 2**30:.1f} GiB for {estimate.parameters:,} parameters of a rank",
             flush=True,
         )
 
@@ -97,7 +99,7 @@ def local(options: Namespace) -> None:
     """Train what fits this machine."""
     from tools.sweep.local import local_runs, train_all
 
-    train_all([run for run in local_runs(read_sweep(options.table)) if not options.runs or run.id in options.runs], False)
+    train_all([run for run in local_runs(read_sweep(options.table)) if not options.runs or run.id in options.runs])
 
 
 def main() -> None:

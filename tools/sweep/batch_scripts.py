@@ -1,4 +1,4 @@
-"""Slurm scripts of a sweep: an array of jobs for all of its runs that take equally many nodes. Standard library only."""
+"""Slurm scripts of a sweep: an array of jobs for all runs that take equally many nodes. Standard library only."""
 
 from __future__ import annotations
 
@@ -32,7 +32,9 @@ def batch_scripts(runs: list[Run], configs: Path = CONFIGS) -> dict[str, str]:
     groups: dict[tuple[str, int, int], list[Run]] = {}
     for run in able:
         groups.setdefault((run.cluster, run.num_nodes, run.num_ranks), []).append(run)
-    return {_name(group[0], several): batch_script(group, _name(group[0], several), configs) for group in groups.values()}
+    return {
+        _name(group[0], several): batch_script(group, _name(group[0], several), configs) for group in groups.values()
+    }
 
 
 def _name(run: Run, several_clusters: bool) -> str:
@@ -94,7 +96,7 @@ def _ranks(run: Run, table: dict[str, Any]) -> list[str]:
 
 def _row(run: Run, groups: list[tuple[str, ...]], common: list[tuple[str, ...]]) -> str:
     words = [word for group in groups if group not in common for word in group]
-    if any(not word or set(word) & set("\"$`\\ \t") for word in words):
+    if any(not word or set(word) & set('"$`\\ \t') for word in words):
         raise ValueError(f"{run.id}: a flag's value has a space or a quote, which its batch script cannot hold")
     note = f" {run.note}" if run.note else ""
     return f'    "{" ".join(words)}" # {run.id}{note}'

@@ -14,7 +14,6 @@ from tools.run_folder import METRICS, begin, differences, end, read_record, sett
 from tools.sweep.runs import Run, runs
 from tools.sweep.sweep_file import ROOT, Sweep
 
-
 MACHINE = "this_machine"
 
 
@@ -38,16 +37,14 @@ def local_runs(sweep: Sweep) -> list[Run]:
 def scaled(run: Run) -> Run:
     """``run`` by the numbers of its sweep's table [local]."""
     local = run.sweep.local
-    sweep = dataclasses.replace(
-        run.sweep, name=f"{run.sweep.name}_local", skipped_iterations=local.skipped_iterations
-    )
+    sweep = dataclasses.replace(run.sweep, name=f"{run.sweep.name}_local", skipped_iterations=local.skipped_iterations)
     return dataclasses.replace(
         run, sweep=sweep, model=local.model, cluster=MACHINE, num_nodes=1, num_ranks=local.ranks,
         flags=run.flags | local.flags,
     )  # fmt: skip
 
 
-def train_all(chosen: list[Run], anew: bool) -> None:
+def train_all(chosen: list[Run]) -> None:
     """Train every run that has not finished; one that fails is told, and the others go on.
 
     Raises:
@@ -58,12 +55,14 @@ def train_all(chosen: list[Run], anew: bool) -> None:
         run.arguments()
     failed = []
     for run in tqdm(chosen, unit="run", disable=not sys.stderr.isatty()):
-        if not anew and finished(run):
+        if finished(run):
             print(f"{run.folder} is complete; remove it to train anew", flush=True)
         elif train(run):
             failed.append(run.folder)
     if failed:
-        raise ChildProcessError(f"{len(failed)} of {len(chosen)} runs have failed: {', '.join(failed)}; see their run.log")
+        raise ChildProcessError(
+            f"{len(failed)} of {len(chosen)} runs have failed: {', '.join(failed)}; see their run.log"
+        )
 
 
 def finished(run: Run) -> bool:
