@@ -41,7 +41,9 @@ def launch_table(name: str, cluster: dict[str, dict[str, Any]]) -> dict[str, Any
     if table.get("device", "gpu") not in ("gpu", "cpu"):
         raise ValueError(f"cluster {name}, [launch]: device = {table['device']!r} has to be gpu or cpu")
     container = table.get("container", {})
-    check_keys(f"cluster {name}, [launch.container]", container, _CONTAINER_KEYS, {"runtime", "image"} & set(container))
+    check_keys(
+        f"cluster {name}, [launch.container]", container, _CONTAINER_KEYS, {"runtime", "image"} if container else set()
+    )
     if container and container.get("runtime") not in ("pyxis", "apptainer"):
         raise ValueError(f"cluster {name}, [launch.container]: runtime has to be pyxis or apptainer")
     return table

@@ -224,6 +224,7 @@ def test_an_unknown_table_and_an_unknown_run_are_one_sentence_and_exit_code_2() 
         (["list", "duo_scalabilty"], "there is no table 'duo_scalabilty'; there are: 4d_a100_8k, "),
         (["show", "duo_scalability", "x"], "duo_scalability has no run 'x'"),
         (["local", "accuracy"], "has no table [local]: nothing of it can be run on one machine"),
+        (["submit", "cpu_small"], "none of these runs is for Slurm"),
         (["emit"], "emit needs a table; there are: 4d_a100_8k, "),
     ]:
         ran = sweep_command(*words)

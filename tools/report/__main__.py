@@ -1,7 +1,8 @@
 """A published table beside what was measured and predicted: ``python -m tools.report TABLE --runs DIR``.
 
-Prints it as Markdown; ``--output DIR`` writes TABLE.md, TABLE.csv and TABLE.png. With ``--fill README.md`` it puts the
-results of docs/results into documents. Exit code 2 where a run's folder is unusable: the report is complete but for it.
+Prints it as Markdown; ``--output DIR`` writes TABLE.md, TABLE.csv and TABLE.png. TABLE may be ``all``: each from its
+folder in runs/, or from TABLE_local there. ``--fill README.md`` puts the results of docs/results into documents. Exit
+code 2 where a run's folder is unusable: the report is complete but for it.
 """
 
 from __future__ import annotations
@@ -28,18 +29,30 @@ def report(options: Namespace) -> None:
     Raises:
         ValueError: the table is unknown, its runs contradictory, or the folder is none.
     """
-    sweep = read_sweep(options.table)
-    folder = options.runs or ROOT / "runs" / sweep.name
-    if options.runs and not folder.is_dir():
-        raise ValueError(f"--runs {folder} is no folder: nothing has been run there")
-    rows, problems = report_rows(runs(sweep), folder, options.predictions)
-    text = markdown(rows, problems)
-    print(text)
-    if options.output:
-        write(rows, text, options.output, sweep.name)
+    if options.runs and not options.runs.is_dir():
+        raise ValueError(f"--runs {options.runs} is no folder: nothing has been run there")
+    if options.table == "all" and not options.output:
+        raise ValueError("all tables at once are too much to print: say where to write them with --output")
+    problems = []
+    for name in sweep_names() if options.table == "all" else [options.table]:
+        rows, found = report_rows(runs(read_sweep(name)), _folder(name, options), options.predictions)
+        text = markdown(rows, found)
+        problems += found
+        print(f"{name}: {len(rows)} figures in {options.output}" if options.table == "all" else text)
+        if options.output:
+            write(rows, text, options.output, name)
     if problems:
         sys.stderr.write("".join(f"tools.report: error: {problem}\n" for problem in problems))
         sys.exit(2)
+
+
+def _folder(name: str, options: Namespace) -> Path:
+    """The folder of a table's runs; of all tables, that of its runs at the published scale if there is one."""
+    if options.runs and options.table != "all":
+        return options.runs
+    parent = options.runs or ROOT / "runs"
+    scaled_down = parent / f"{name}_local"
+    return scaled_down if options.table == "all" and not (parent / name).is_dir() else parent / name
 
 
 def write(rows: list[Row], text: str, output: Path, name: str) -> None:
@@ -67,7 +80,7 @@ def fill(options: Namespace) -> None:
 def main() -> None:
     """The command line."""
     parser = ToolArgumentParser(__doc__.splitlines()[0])
-    parser.add_argument("table", nargs="?", help="a file of configs/sweeps")
+    parser.add_argument("table", nargs="?", help="a file of configs/sweeps, or all")
     parser.add_argument("--runs", type=Path, help="folder with a folder for each run; runs/TABLE if not given")
     parser.add_argument("--output", type=Path, help="folder for TABLE.md, TABLE.csv and TABLE.png")
     parser.add_argument("--predictions", type=Path, help="a CSV of tools.simulator, instead of asking it now")

@@ -7,6 +7,7 @@ memory. ``submit`` hands the scripts to sbatch; ``local`` trains what fits this 
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from argparse import Namespace
@@ -89,10 +90,19 @@ def check(options: Namespace) -> None:
 
 
 def submit(options: Namespace) -> None:
-    """Hand every script of a table to sbatch, or the named runs alone."""
+    """Hand every script of a table to sbatch, or the named runs alone.
+
+    Raises:
+        ValueError: there is no Slurm here, it refuses a script, or nothing is for it.
+    """
     scripts = batch_scripts(chosen_runs(options.table, options.runs))
-    for text in scripts.values():
-        subprocess.run(["sbatch"], input=text, text=True, check=True)
+    if not scripts:
+        raise ValueError(f"{options.table}: none of these runs is for Slurm; say `local`, or `list` to see why")
+    if shutil.which("sbatch") is None:
+        raise ValueError("sbatch is not found: submit where Slurm is, or say `local`")
+    for name, text in scripts.items():
+        if subprocess.run(["sbatch"], input=text, text=True).returncode:
+            raise ValueError(f"sbatch has refused {name}, for the reason above; what came before it is submitted")
 
 
 def local(options: Namespace) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from tools.cluster_files import read_cluster
 from tools.launch import launch_table
-from tools.sweep.runs import Run
+from tools.sweep.runs import MACHINE, Run
 from tools.sweep.sweep_file import CONFIGS, ROOT
 
 FOLDER = ROOT / "scripts" / "slurm"
@@ -26,8 +26,8 @@ def flag_groups(words: list[str]) -> list[tuple[str, ...]]:
 
 
 def batch_scripts(runs: list[Run], configs: Path = CONFIGS) -> dict[str, str]:
-    """File name -> text of the scripts that run ``runs`` (of one sweep); what cannot be run is left out."""
-    able = [run for run in runs if not run.obstacle]
+    """File name -> text of the scripts that run ``runs`` (of one sweep); what no Slurm can run is left out."""
+    able = [run for run in runs if not run.obstacle and run.cluster != MACHINE]
     several = len({run.cluster for run in able}) > 1
     groups: dict[tuple[str, int, int], list[Run]] = {}
     for run in able:

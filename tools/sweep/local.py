@@ -11,10 +11,8 @@ from tqdm import tqdm
 
 from tools.child_process import run_python, torchrun
 from tools.run_folder import METRICS, begin, differences, end, read_record, settings
-from tools.sweep.runs import Run, runs
+from tools.sweep.runs import MACHINE, Run, runs
 from tools.sweep.sweep_file import ROOT, Sweep
-
-MACHINE = "this_machine"
 
 
 def local_runs(sweep: Sweep) -> list[Run]:

@@ -13,6 +13,7 @@ from tools.cluster_files import read_cluster
 from tools.sweep.cells import Cell, cells, matches
 from tools.sweep.sweep_file import CONFIGS, ROOT, Result, Sweep
 
+MACHINE = "this_machine"  # the cluster of runs that are made for the machine at hand
 _NODE_KEYS = ("devices", "nics", "nic-gbps")
 
 
