@@ -16,6 +16,7 @@ ROUNDINGS = ("stochastic", "nearest")
 ZERO_BIT = ("local", "skip")
 SLOW_CHANNELS = ("host", "device")
 SLOW_DTYPES = ("fp32", "bf16")
+NODE_CHANNELS = ("memory", "network")
 POLICIES = ("always", "adaptive")
 SECOND_MOMENTS = ("settled", "largest", "state", "updated")
 
@@ -47,6 +48,11 @@ class CommConfig:
     quantization_rounding: str = _knob("stochastic", "how codes are rounded", choices=ROUNDINGS)
     quantization_seed: int = _knob(1234, "seed of stochastic rounding")
     node_size: int | None = _knob(None, "ranks of a node, in a row; told from the host names by default", kind=int)
+    node_channel: str = _knob(
+        "memory",
+        "how the ranks of one node exchange messages on gloo: through memory that they share, or its network stack",
+        choices=NODE_CHANNELS,
+    )
     quantize_all_parameters: bool = _knob(False, "quantize norms and biases too; they travel exactly by default")
     min_quantized_bucket: int = _knob(16384, "buckets with fewer elements travel exactly")
     fast_slow_grad_reduce: bool = _knob(
@@ -187,7 +193,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "tlq": _TWO_LEVEL,
     "tlq_hs": _TWO_LEVEL | {"hadamard_transform": True},
     "sdp4bit": _WEIGHTS | _TWO_LEVEL | {"hadamard_transform": True},
-    "duo4bit": _WEIGHTS | _TWO_LEVEL | _DUO,
+    # With 4 bits the rule as published is closest to the baseline; with fewer it costs accuracy (docs/duo_accuracy.md).
+    "duo4bit": _WEIGHTS | _TWO_LEVEL | _DUO | {"duo_fast_second_moment": "updated"},
     "duo1bit": _WEIGHTS | _TWO_LEVEL | _DUO | {"gradient_quantization_bits_inter": 1, "gq_group_size_inter": 64},
     "duo0bit": _WEIGHTS | _ZERO | {"fast_slow_grad_reduce": True},
 }
