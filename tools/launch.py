@@ -89,8 +89,8 @@ def shell_lines(options: Namespace, words: list[str]) -> list[str]:
     name = cluster_of(words)
     cluster = read_cluster(name) if name else {"launch": {}, "node": {}}
     table = launch_table(name, cluster)
-    processes = options.processes or cluster["node"].get("devices")
-    ranks = options.ranks or (processes or 0) * options.nodes
+    processes = options.processes or (None if options.ranks else cluster["node"].get("devices"))
+    ranks = (processes or 0) * options.nodes or options.ranks
     if not ranks:
         raise ValueError(
             "how many processes a node has is not known: ask for GPUs (--gpus-per-node), set NPROC_PER_NODE, or name "
@@ -103,11 +103,13 @@ def shell_lines(options: Namespace, words: list[str]) -> list[str]:
     added += ["--load", parsed.save] if parsed.save and not parsed.load else []
     words = [*words, *added]
     begin(folder, words, validate_args(parse_args(words), ranks), nodes=options.nodes, cluster=name)
-    srun, prefix = container_words(table.get("container", {}), table.get("device", "gpu") == "gpu")
+    device = table.get("device", "gpu")
+    srun, prefix = container_words(table.get("container", {}), device == "gpu")
     exports = [f"export {key}={shlex.quote(str(value))}" for key, value in table.get("environment", {}).items()]
     arrays = {"srun_words": srun, "prefix": prefix, "words": words}
     return [
         *exports,
+        f"device={device}",
         f"folder={shlex.quote(str(folder))}",
         f"processes={processes or ''}",
         f"resumes={'yes' if parsed.save else ''}",

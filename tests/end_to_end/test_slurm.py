@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -123,7 +124,8 @@ def test_a_job_on_two_nodes_of_two_ranks_trains_with_sdp4bit_and_is_reported(
     report = cluster.command(sys.executable, "-m", "tools.report", "slurm_trial", "--runs", "runs/slurm_trial")
     [line] = [line for line in report.splitlines() if line.startswith(f"| {run.id}")]
     mean = sum(values["step_ms"] for values in read_metrics(cluster.folder / run.folder / "metrics.jsonl")[5:]) / 55e3
-    assert f"{mean:.3g}" in line and "sdp4bit" in line
+    told = float(re.search(r"\| ([\d.]+) ± [\d.]+ \|", line)[1])
+    assert told == pytest.approx(mean, rel=2e-3) and "sdp4bit" in line
     assert "4 ranks; 55 iterations after 5 of warm-up" in report
     assert "not run" in next(line for line in report.splitlines() if line.startswith(f"| {trial[0].id}"))
 
@@ -133,14 +135,14 @@ def test_a_job_that_is_cancelled_and_requeued_resumes_where_it_was(cluster: Clus
     run = trial[0]
     job = cluster.command("sbatch", "--parsable", "--array=0", "scripts/slurm/slurm_trial.2n.sbatch")
     task = f"{job}_0"
-    cluster.wait("in the middle", lambda: cluster.num_iterations(run) >= 5, run)
+    cluster.wait("in the middle", lambda: cluster.num_iterations(run) >= 3, run)
     cluster.command("scancel", task)
     cluster.wait("cancelled", lambda: cluster.state(task) == "CANCELLED", run)
     first = cluster.num_iterations(run)
-    assert 5 <= first < 60
+    assert 3 <= first < 60
     assert f"saved checkpoint of iteration {first} to {run.folder}/checkpoints" in cluster.logs(run)
     cluster.command("scontrol", "requeue", task)
-    cluster.wait("resumed", lambda: cluster.num_iterations(run) >= first + 5, run)
+    cluster.wait("resumed", lambda: cluster.num_iterations(run) >= first + 3, run)
     assert f"loaded checkpoint {run.folder}/checkpoints/iter_{first:07d}" in cluster.logs(run)
     cluster.command("scancel", "--batch", "--signal=USR1", task)
     cluster.wait("completed", lambda: cluster.state(task) == "COMPLETED", run)

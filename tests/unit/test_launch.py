@@ -47,6 +47,12 @@ def test_the_answer_is_shell_that_has_folder_words_and_the_clusters_variables(tm
     assert (record["ranks"], record["nodes"], record["cluster"]) == (4, 2, "local_slurm")
 
 
+def test_where_nodes_differ_each_takes_the_ranks_that_slurm_gives_it(tmp_path: Path) -> None:
+    ran = launch(f"--nodes 3 --ranks 8 --folder {tmp_path}/run", MODEL, CLUSTER="local_slurm")
+    assert evaluated(ran.stdout, "[$processes]") == "[]"
+    assert json.loads((tmp_path / "run/run.json").read_text())["ranks"] == 8
+
+
 def test_the_cluster_is_also_told_by_the_run_file(tmp_path: Path) -> None:
     for name, text in {"first": 'cluster = "local_slurm"\n', "second": 'base = "first"\n'}.items():
         (tmp_path / f"{name}.toml").write_text(text)
