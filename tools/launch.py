@@ -110,6 +110,7 @@ def shell_lines(options: Namespace, words: list[str]) -> list[str]:
     return [
         *exports,
         f"device={device}",
+        f"inside={'python3' if table.get('container') else ''}",
         f"folder={shlex.quote(str(folder))}",
         f"processes={processes or ''}",
         f"resumes={'yes' if parsed.save else ''}",

@@ -52,12 +52,13 @@ def test_every_run_passes_the_trainers_checks_and_its_model_is_built_without_mem
     assert "1,315,819,520 parameters" in ran.stdout
 
 
-def test_rows_that_cannot_be_run_are_those_whose_layout_does_not_divide_their_gpus() -> None:
+def test_rows_that_cannot_be_run_are_those_whose_layout_or_batch_does_not_divide() -> None:
     with (CONFIGS / "published/throughput.csv").open() as file:
         rows = list(csv.DictReader(file))
     wrong = {row["id"] for row in rows if int(row["gpus"]) % (int(row["tp"]) * int(row["cp"]) * int(row["pp"]))}
     found = [run for name in TABLES for run in runs(read_sweep(name)) if run.id in {row["id"] for row in rows}]
-    assert {run.id for run in found if run.obstacle} == wrong
+    too_large = {"4d_h100_16k-018", "4d_h100_16k-042"}  # 64 x 4 and 32 x 8 samples at a time, of a batch of 128
+    assert {run.id for run in found if run.obstacle} == wrong | too_large
     assert len(wrong) == 11
     assert "does not divide its 8 GPUs" in next(run.obstacle for run in found if run.obstacle)
 

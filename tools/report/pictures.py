@@ -87,7 +87,9 @@ def _draw_ordered(axis: Axes, rows: list[Row]) -> None:
         if points:
             style = _style(index, _kind_name(kind, rows)) | {"markersize": 3.5}
             axis.errorbar(*zip(*points, strict=True), **style)
-    axis.set_xlabel("runs, in the order of their published figure; last those without one")
+    published = any(row.published.number is not None for row in rows)
+    order = "their published figure; last those without one" if published else "the table"
+    axis.set_xlabel(f"runs, in the order of {order}")
     axis.set_ylabel(rows[0].result.name)
     numbers = [row.published.number for row in rows if row.published.number]
     if numbers and max(numbers) > 10 * min(numbers):

@@ -36,6 +36,8 @@ def predictions(runs: list[Run], given: Path | None) -> tuple[dict[str, Cell], s
         write_rows(rows, [_row(run) for run in runs if not run.obstacle])
         words = [sys.executable, "-m", "tools.simulator", simulator, "--published", str(rows), "--out", str(out)]
         ran = subprocess.run(words, capture_output=True, text=True, cwd=ROOT)
+        if f"invalid choice: '{simulator}'" in ran.stderr:
+            return {}, "the simulator does not predict this table"
         if ran.returncode:
             raise ValueError(f"the simulator failed with exit code {ran.returncode}: {ran.stderr.strip()[-500:]}")
         return {row["id"]: row for row in read_rows(out)}, ""

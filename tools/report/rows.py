@@ -120,4 +120,5 @@ def _predicted(run: Run, result: Result, predicted: Cell, silence: str) -> Figur
     try:
         return Figure(float(text) * result.predicted_times)
     except ValueError:
-        return Figure(word="cannot run" if run.obstacle else text or "not predicted")
+        infeasible = predicted.get("feasible", "yes").replace("_", " ").replace("yes", "")
+        return Figure(word="cannot run" if run.obstacle else text or infeasible or "not predicted")

@@ -151,7 +151,8 @@ def _layout_obstacle(flags: dict[str, Any], cell: Cell, num_ranks: int) -> str:
     said = int(cell.get("dp") or 0)
     if said and said * product != num_ranks:
         return f"{text} times DP = {said} is not its {num_ranks} ranks"
-    return ""
+    batch, step = flags.get("global-batch-size", 0), flags.get("micro-batch-size", 1) * (num_ranks // product)
+    return f"its {step} samples at a time do not divide the global batch of {batch}" if batch % step else ""
 
 
 def _has_figure(sweep: Sweep, cell: Cell) -> bool:
