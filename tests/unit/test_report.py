@@ -229,6 +229,7 @@ def test_the_simulator_is_asked_for_every_row_of_a_table_made_of_grids(monkeypat
         (18870.04, 0.0, "18,870"),
         (57.6, 0.031, "57.60 ± 0.03"),
         (0.0, 0, "0.000"),
+        (9.6588e-5, 1.8e-6, "9.659e-05 ± 1.8e-06"),
     ],
 )
 def test_numbers_have_so_many_digits(number: float, deviation: float, text: str) -> None:

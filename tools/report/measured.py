@@ -59,7 +59,9 @@ def _measure(run: Run, folder: Path) -> Measurement:
         return Measurement(gap=f"{len(records)} iterations, all of them warm-up", is_scaled=is_scaled)
     ranks = record["ranks"] if record else run.num_ranks
     machine = record["machine"] if record else f"machine not recorded (no run.json in {folder})"
-    hardware = f"{machine}; {ranks} ranks; {len(counted)} iterations after {skipped} of warm-up"
+    hardware = (
+        f"{machine}; {ranks} rank{'s' if ranks > 1 else ''}; {len(counted)} iterations after {skipped} of warm-up"
+    )
     return Measurement(_figures(counted, record or {}, ranks), "", "", hardware, is_scaled)
 
 

@@ -28,15 +28,21 @@ class Figure:
         if self.number is None:
             return self.word
         shown = _significant(self.number, digits)
-        decimals = len(shown.partition(".")[2])
-        return f"{shown} ± {self.deviation:.{decimals}f}" if self.deviation else shown
+        if not self.deviation:
+            return shown
+        return f"{shown} ± {self.deviation:.1e}" if "e" in shown else f"{shown} ± {self.deviation:.{_decimals(shown)}f}"
+
+
+def _decimals(shown: str) -> int:
+    return len(shown.partition(".")[2])
 
 
 def _significant(number: float, digits: int) -> str:
-    whole = len(str(int(abs(number))))
-    if number and abs(number) < 1:
-        return f"{number:.{digits}g}" if abs(number) >= 1e-4 else f"{number:.{digits - 1}e}"
-    return f"{number:,.{max(digits - whole, 0)}f}"
+    if 0 < abs(number) < 1e-3:
+        return f"{number:.{digits - 1}e}"
+    if 0 < abs(number) < 1:
+        return f"{number:.{digits}g}"
+    return f"{number:,.{max(digits - len(str(int(abs(number)))), 0)}f}"
 
 
 @dataclass(frozen=True)
