@@ -80,21 +80,21 @@ start() {
     echo "local_cluster: n1 and n2 are idle; now say: export SLURM_CONF=$SLURM_CONF"
 }
 
-end() { # end FILE: end the process whose number is in FILE, and wait for it
-    local pid
-    pid="$(cat "$1" 2> /dev/null)" || return 0
-    kill "$pid" 2> /dev/null || return 0
+end() { # end PID ...: end these processes, and wait for them
+    kill "$@" 2> /dev/null || true
     for ((tries = 50; tries > 0; tries--)); do
-        kill -0 "$pid" 2> /dev/null || return 0
+        kill -0 "$@" 2> /dev/null || return 0
         sleep 0.2
     done
-    kill -KILL "$pid" 2> /dev/null || true
+    kill -KILL "$@" 2> /dev/null || true
 }
 
 stop() {
     if [[ ! -e "$SLURM_CONF" ]]; then fail "there is no cluster in $folder"; fi
     scancel --full --user="$(id -un)" > /dev/null 2>&1 || true
-    for daemon in n1/slurmd n2/slurmd slurmctld munged; do end "$folder/$daemon.pid"; done
+    local pids
+    mapfile -t pids < <(cat "$folder"/{n1/slurmd,n2/slurmd,slurmctld,munged}.pid 2> /dev/null)
+    end "${pids[@]}"
     rm -rf "$folder"
     echo "local_cluster: stopped"
 }

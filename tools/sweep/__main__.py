@@ -78,7 +78,9 @@ def check(options: Namespace) -> None:
     for table in [options.table] if options.table else sweep_names():
         able = [run for run in chosen_runs(table, options.runs) if not run.obstacle]
         # Repeats of a run, such as a row for each seed, differ in nothing that is checked.
-        alike = {(run.num_ranks, *run.words()[:-1]): run for run in reversed(able)}
+        alike: dict[tuple, Run] = {}
+        for run in able:
+            alike.setdefault((run.num_ranks, *run.words()[:-1]), run)
         found = {run.id: models.estimate(run.arguments()) for run in alike.values()}
         largest = max(found, key=lambda name: found[name].memory_bytes)
         estimate = found[largest]
