@@ -13,7 +13,9 @@ from pathlib import Path
 import matplotlib.image
 import pytest
 
+from megatron.training.flops import flops_per_sample
 from tools.report.fill import filled
+from tools.report.measured import recomputed_flops
 from tools.report.predicted import predictions
 from tools.report.rows import Figure, report_rows
 from tools.report.tables import markdown
@@ -77,6 +79,19 @@ def test_a_mean_leaves_out_the_warm_up_and_has_its_deviation_and_hardware(table,
     assert rows[table[0].id, "slow gradient sync (ms)"].measured.number == 1500
     assert rows[table[0].id, "fully hidden"].measured.word == "yes"
     assert not problems
+
+
+def test_flops_of_the_cpu_table_count_what_is_recomputed() -> None:
+    """By the source's own figures: 11,727.9 s for 1,024 samples on one node are its 0.99 TFLOP/s."""
+    run = next(run for run in runs(read_sweep("cpu_1p3b")) if run.id == "cpu_1p3b-009")
+    args = run.arguments()
+    args.padded_vocab_size = 50304
+    length, hidden, layers = 1024, 2048, 24
+    flops = 96 * length * layers * hidden**2 * (1 + length / (6 * hidden) + 50304 / (16 * layers * hidden))
+    assert flops_per_sample(args) * 1024 + recomputed_flops(args) == pytest.approx(1024 * flops)
+    assert 1024 * flops / 11727.9 / 1e12 == pytest.approx(0.99, abs=0.005)
+    args.recompute_granularity = None
+    assert recomputed_flops(args) == 0.0
 
 
 def test_a_missing_failed_or_unfinished_run_is_a_gap_with_its_name(table, tmp_path) -> None:
@@ -265,7 +280,7 @@ def test_a_document_is_filled_from_results(tmp_path) -> None:
     assert "old" not in summary and summary.startswith("before\n") and summary.endswith("after\n")
     measured = filled(block.format("t"), tmp_path)
     assert "| t-1 |     1 | 12 ± 0.5 |" in measured or "12 ± 0.5" in measured
-    assert "t-2" not in measured and "Measured on: box." in measured
+    assert "t-2" not in measured and "* Measured on box." in measured
     with pytest.raises(ValueError, match="there are no results of 'absent'"):
         filled(block.format("absent"), tmp_path)
     with pytest.raises(ValueError, match="it has no line <!-- tools.report NAME -->"):

@@ -82,4 +82,7 @@ def _measured_table(rows: list[Cell]) -> str:
     head = ["run", *naming, *quantities]
     table = markdown_rows([head, *([cells.get(name, "–") for name in head] for cells in runs.values())])
     machines = dict.fromkeys(row["measured_on"] for row in rows)
-    return f"{table}\n\nMeasured on: {'; or '.join(machines)}."
+    notes = [f"* Measured on {machine}." for machine in machines]
+    if any(row["scaled_down"] == "yes" for row in rows):
+        notes.append("* Scaled down: the other columns say which published row a run stands for.")
+    return "\n".join([table, "", *notes])

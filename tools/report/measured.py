@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import statistics
+from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from megatron.training.flops import flops_per_sample
 from tools.plot_runs import read_records
 from tools.run_folder import METRICS, differences, read_record, settings
 from tools.sweep.local import scaled
@@ -59,10 +61,11 @@ def _measure(run: Run, folder: Path) -> Measurement:
         return Measurement(gap=f"{len(records)} iterations, all of them warm-up", is_scaled=is_scaled)
     ranks = record["ranks"] if record else run.num_ranks
     machine = record["machine"] if record else f"machine not recorded (no run.json in {folder})"
+    args = (scaled(run) if is_scaled else run).arguments()
     hardware = (
         f"{machine}; {ranks} rank{'s' if ranks > 1 else ''}; {len(counted)} iterations after {skipped} of warm-up"
     )
-    return Measurement(_figures(counted, record or {}, ranks), "", "", hardware, is_scaled)
+    return Measurement(_figures(counted, record or {}, args), "", "", hardware, is_scaled)
 
 
 def _is_scaled(run: Run, folder: Path, record: dict[str, Any]) -> bool:
@@ -95,11 +98,17 @@ def _ended_badly(folder: Path, record: dict[str, Any]) -> str:
     return "" if done >= record["iterations"] else f"stopped at iteration {done} of {record['iterations']}"
 
 
-def _figures(records: Records, record: dict[str, Any], ranks: int) -> dict[str, Figure]:
-    """Every figure that these iterations give."""
+def _figures(records: Records, record: dict[str, Any], args: Namespace) -> dict[str, Figure]:
+    """Every figure that these iterations give; `hardware_tflops_per_gpu` counts what is recomputed, too."""
+    recomputed = recomputed_flops(args) / args.world_size
+
+    def hardware_tflops(line: dict[str, Any]) -> float:
+        return line["tflops_per_gpu"] + recomputed / (line["step_ms"] * 1e9)
+
     found: dict[str, Figure] = {
         "tflops_per_gpu": _mean(records, lambda line: line["tflops_per_gpu"]),
-        "aggregate_pflops": _mean(records, lambda line: line["tflops_per_gpu"] * ranks / 1e3),
+        "hardware_tflops_per_gpu": _mean(records, hardware_tflops),
+        "aggregate_pflops": _mean(records, lambda line: hardware_tflops(line) * args.world_size / 1e3),
         "seconds_per_iteration": _mean(records, lambda line: line["step_ms"] / 1e3),
     }
     validated = [line["validation_loss"] for line in records if line.get("validation_loss") is not None]
@@ -114,6 +123,17 @@ def _figures(records: Records, record: dict[str, Any], ranks: int) -> dict[str, 
         found["computation_ms"] = _mean(synced, lambda line: line["duo_window_ms"])
         found["fully_hidden"] = ("yes" if exposed < _HIDDEN else "no", 0.0)
     return found
+
+
+def recomputed_flops(args: Namespace) -> float:
+    """FLOPs of a step that are not counted, since full recompute does the layers' forward pass again.
+
+    With them a GPT takes ``96 s l h^2 (1 + s/(6h) + V/(16 l h))`` a sample (Narayanan et al. 2021, arXiv 2104.04473).
+    """
+    if args.recompute_granularity != "full":
+        return 0.0
+    layers = flops_per_sample(Namespace(**vars(args) | {"padded_vocab_size": 0}))
+    return layers / 3 * args.global_batch_size
 
 
 def _mean(records: Records, value: Callable[[dict[str, Any]], float]) -> Figure:
