@@ -28,7 +28,7 @@ _MOST_LABELLED = 48  # rows that can be told by name; more are drawn in the orde
 
 def draw(rows: list[Row], path: Path) -> bool:
     """Write the picture; False, and none, where the table has no number at all."""
-    rows = [row for row in rows if any(getattr(row, kind).number is not None for kind in _KINDS)]
+    rows = [row for row in rows if any(_number(row, kind) is not None for kind in _KINDS)]
     if not rows:
         return False
     quantities = list(dict.fromkeys(row.result.name for row in rows))
@@ -58,34 +58,35 @@ def _label(cell: Cell, naming: list[str]) -> str:
 def _draw_labelled(axis: Axes, rows: list[Row], labels: dict[str, str]) -> None:
     places = {name: place for place, name in enumerate(labels)}
     for index, kind in enumerate(_KINDS):
-        points = [(getattr(row, kind), places[row.run.id]) for row in rows if getattr(row, kind).number is not None]
+        points = [(getattr(row, kind), places[row.run.id]) for row in rows if _number(row, kind) is not None]
         if points:
             axis.errorbar(
                 [figure.number for figure, _ in points],
                 [place for _, place in points],
                 xerr=[figure.deviation for figure, _ in points],
-                **_style(index, _kind_name(kind, rows)),
+                **_style(index, kind),
             )
     axis.set_yticks(range(len(labels)), labels.values(), fontsize=8)
     axis.set_ylim(len(labels) - 0.5, -0.5)
     if rows[0].result.from_zero:
         axis.set_xlim(0, axis.get_xlim()[1] + 0.03 * axis.get_xlim()[1])
-    axis.xaxis.set_major_locator(MaxNLocator(5))
+    axis.xaxis.set_major_locator(MaxNLocator(4))
     _finish(axis, "x")
     axis.set_xlabel(rows[0].result.name)
 
 
-def _kind_name(kind: str, rows: list[Row]) -> str:
-    return "measured, scaled down" if kind == "measured" and any(row.is_scaled for row in rows) else kind
+def _number(row: Row, kind: str) -> float | None:
+    """What is drawn of a row; scaled-down runs are of another order than what they would stand beside."""
+    return None if kind == "measured" and row.is_scaled else getattr(row, kind).number
 
 
 def _draw_ordered(axis: Axes, rows: list[Row]) -> None:
     rows = sorted(rows, key=lambda row: (row.published.number is None, row.published.number or 0.0))
     for index, kind in enumerate(_KINDS):
-        points = [(place, getattr(row, kind).number) for place, row in enumerate(rows)]
+        points = [(place, _number(row, kind)) for place, row in enumerate(rows)]
         points = [(place, number) for place, number in points if number is not None]
         if points:
-            style = _style(index, _kind_name(kind, rows)) | {"markersize": 3.5}
+            style = _style(index, kind) | {"markersize": 3.5}
             axis.errorbar(*zip(*points, strict=True), **style)
     published = any(row.published.number is not None for row in rows)
     order = "their published figure; last those without one" if published else "the table"
