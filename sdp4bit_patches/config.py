@@ -18,7 +18,7 @@ SLOW_CHANNELS = ("host", "device")
 SLOW_DTYPES = ("fp32", "bf16")
 NODE_CHANNELS = ("memory", "network")
 POLICIES = ("always", "adaptive")
-SECOND_MOMENTS = ("settled", "largest", "state", "updated")
+SECOND_MOMENTS = ("settled", "largest", "bounded", "state", "updated")
 
 
 def _knob(default: Any, text: str, kind: type | None = None, choices: tuple[Any, ...] | None = None) -> Any:
@@ -71,7 +71,8 @@ class CommConfig:
     duo_fast_second_moment: str = _knob(
         "settled",
         "second moment of the fast step: as published (updated), the exact state's (state), the larger of the two "
-        "(largest), or first the larger, then the state's (settled)",
+        "(largest), the state's with half the root of the updated one at least (bounded), or first the larger, then "
+        "the bounded (settled)",
         choices=SECOND_MOMENTS,
     )
     strict_compression: bool = _knob(False, "stop where something would travel uncompressed or in a single hop")

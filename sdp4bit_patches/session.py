@@ -79,7 +79,7 @@ class Session:
         key = (tuple(dist.get_process_group_ranks(group)), is_slow)
         if key not in self._topologies:
             backend = self._slow_backend if is_slow else None
-            share_memory = self.config.node_channel == "memory" and not is_slow
+            share_memory = self.config.node_channel == "memory"
             self._topologies[key] = topology.discover(group, self.config.node_size, backend, share_memory)
         return self._topologies[key]
 

@@ -38,11 +38,18 @@ class WireCounter:
             self.inter += num_bytes * (not near)
 
     def all_to_all_single(
-        self, output: Tensor, input: Tensor, output_splits: list[int], input_splits: list[int], **more: Any
+        self,
+        output: Tensor,
+        input: Tensor,
+        output_splits: list[int] | None = None,
+        input_splits: list[int] | None = None,
+        **more: Any,
     ) -> Any:
         """Counts what each destination gets."""
-        assert sum(input_splits) == len(input), "all of the input is sent"
-        for rank, split in zip(dist.get_process_group_ranks(more["group"]), input_splits, strict=True):
+        ranks = dist.get_process_group_ranks(more["group"])
+        splits = input_splits or [len(input) // len(ranks)] * len(ranks)
+        assert sum(splits) == len(input), "all of the input is sent"
+        for rank, split in zip(ranks, splits, strict=True):
             self._count(rank, split * input.element_size())
         self.num_calls += 1
         return dist.all_to_all_single(output, input, output_splits, input_splits, **more)
