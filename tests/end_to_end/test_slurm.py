@@ -50,7 +50,7 @@ class Cluster:
         )
         return words["JobState"]
 
-    def wait(self, what: str, condition: Callable[[], bool], run: Run, seconds: float = 120.0) -> None:
+    def wait(self, what: str, condition: Callable[[], bool], run: Run, seconds: float = 240.0) -> None:
         """Return as soon as ``condition()`` holds; an assertion with the job's logs if it takes longer."""
         deadline = time.monotonic() + seconds
         while not condition():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -140,6 +141,11 @@ def test_list_show_and_emit_print_every_run() -> None:
         assert f"duo_scalability-{number:03d}" in printed and f"# duo_scalability-{number:03d}\n" in shown
     assert "--array=0-0" in emitted and "# duo_scalability-003" in emitted
     assert "gpt_2p7b  sdp4bit  8 x 4 a100_32  4 x 1 x 1" in printed
+
+
+def test_every_published_table_has_a_script_that_reproduces_it() -> None:
+    scripts = "".join(path.read_text() for path in (ROOT / "scripts/reproduce").glob("*.sh"))
+    assert set(TABLES) - {"slurm_trial"} <= set(re.findall(r"\w+", scripts))
 
 
 # Mistakes, each in a copy of the configs.
