@@ -47,7 +47,7 @@ def _scaled_note(rows: list[Row]) -> list[str]:
     local = rows[0].run.sweep.local
     if local is None or not any(row.is_scaled for row in rows):
         return []
-    return [f"* Scaled down to {local.model} on {local.ranks} ranks: compare rows with each other, not with figures."]
+    return [f"* Scaled down to {local.model} on {local.ranks} ranks: not to be held against published figures."]
 
 
 def _letters(rows: list[Row]) -> dict[str, str]:
