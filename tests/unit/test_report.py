@@ -256,6 +256,7 @@ def test_an_unknown_table_and_an_absent_folder_are_one_sentence() -> None:
     for words, sentence in [
         (["duo_scalabilty"], "there is no table 'duo_scalabilty'; there are: "),
         ([TABLE, "--runs", "absent"], "--runs absent is no folder: nothing has been run there"),
+        (["all"], "all tables at once are too much to print: say where to write them with --output"),
         ([], "say one table, or --fill with documents; the tables are: "),
         ([TABLE, "--predictions", "absent.csv"], "cannot read absent.csv"),
     ]:
