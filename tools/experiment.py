@@ -14,6 +14,7 @@ from typing import Any
 from megatron.training.arguments import parse_args
 from megatron.training.validation import validate_args
 from tools.plot_runs import RunMetrics, read_run
+from tools.run_folder import settings
 
 _KEYS = {"title", "config", "num-processes", "seeds", "reference", "variants"}
 _OPTIONAL_KEYS = {"flags"}
@@ -119,13 +120,6 @@ def arguments(experiment: Experiment, variant: Variant, seed: int) -> Namespace:
         ValueError: a flag is wrong.
     """
     return validate_args(parse_args(experiment.words(variant, seed)), experiment.num_processes)
-
-
-def settings(words: list[str]) -> dict[str, Any]:
-    """What a command line sets to something else than the default: the same settings give the same run."""
-    defaults, given = (vars(parse_args(line)) for line in ([], words))
-    # Through JSON, since these are compared with what was read from a file.
-    return json.loads(json.dumps({k: v for k, v in given.items() if v != defaults[k] and k != "config"}))
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,21 @@ class RunMetrics(NamedTuple):
 
 
 def read_run(path: Path, label: str) -> RunMetrics:
-    """Read a metrics file.
+    """Read a metrics file. Raises as :func:`read_records`."""
+    records = read_records(path)
+    return RunMetrics(
+        label,
+        [record["iteration"] for record in records],
+        [_number(record["lm_loss"]) for record in records],
+        [(r["iteration"], _number(r["validation_loss"])) for r in records if "validation_loss" in r],
+        [record["step_ms"] for record in records],
+        [record["tokens_per_second"] for record in records],
+        [(r["bytes_intra_node"], r["bytes_inter_node"]) for r in records if "bytes_intra_node" in r],
+    )
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics file.
 
     Raises:
         ValueError: the file is empty, cut off in the middle of a line, or not a metrics file.
@@ -62,16 +76,7 @@ def read_run(path: Path, label: str) -> RunMetrics:
         raise ValueError(f"{path} is not text: give a file that --metrics-file has written") from error
     if not lines:
         raise ValueError(f"{path} is empty: the run has not finished an iteration")
-    records = [_record(line, path, number, len(lines)) for number, line in enumerate(lines, start=1)]
-    return RunMetrics(
-        label,
-        [record["iteration"] for record in records],
-        [_number(record["lm_loss"]) for record in records],
-        [(r["iteration"], _number(r["validation_loss"])) for r in records if "validation_loss" in r],
-        [record["step_ms"] for record in records],
-        [record["tokens_per_second"] for record in records],
-        [(r["bytes_intra_node"], r["bytes_inter_node"]) for r in records if "bytes_intra_node" in r],
-    )
+    return [_record(line, path, number, len(lines)) for number, line in enumerate(lines, start=1)]
 
 
 def _record(line: str, path: Path, number: int, num_lines: int) -> dict[str, Any]:

@@ -132,7 +132,7 @@ def _file_arguments(path: Path, parser: _Parser, including: tuple[Path, ...] = (
             words = [*words, *_file_arguments(included, parser, (*including, path.resolve()))]
     for key, value in keys.items():
         if key not in INCLUDES:
-            words += _key_arguments(path, key, value)
+            words += key_words(path, key, value)
     parser.source = f"{path}: "
     _parse_known(parser, words)
     parser.source = ""
@@ -158,8 +158,17 @@ def _included(path: Path, key: str, value: Any) -> Path:
     return file
 
 
-def _key_arguments(path: Path, key: str, value: Any) -> list[str]:
-    """The command-line words of one TOML key."""
+def key_words(path: Path, key: str, value: Any) -> list[str]:
+    """The command-line words of one TOML key.
+
+    Args:
+        path: the file that has it, for the sentence about a mistake.
+        key: a flag's name without the dashes, or ``no-`` and an on/off flag's.
+        value: the flag's value as TOML has it.
+
+    Raises:
+        UserError: there is no such flag, or the value is of another kind.
+    """
     if key in NO_EFFECT:
         return [f"--{key}"]
     flag = FLAGS.get(key)

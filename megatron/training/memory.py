@@ -34,29 +34,39 @@ def activation_bytes_per_layer(args: argparse.Namespace) -> float:
     return element * tokens * args.hidden_size * per_token
 
 
-def memory_report(args: argparse.Namespace, model: list[DistributedDataParallel]) -> list[str]:
-    """Lines with the memory that this rank will need, by part, in MiB."""
-    parameters = sum(parameter.numel() for chunk in model for parameter in chunk.parameters())
-    parameter_bytes = sum(p.numel() * p.element_size() for chunk in model for p in chunk.parameters())
+def memory_parts(
+    args: argparse.Namespace, parameters: int, parameter_bytes: int, data_parallel_size: int
+) -> dict[str, float]:
+    """Bytes that a rank with so many ``parameters`` will need, by part.
+
+    ``data_parallel_size``: the ranks that share the distributed optimizer's state, context parallelism included.
+    """
     gradient_bytes = parameters * (
         4 if args.accumulate_allreduce_grads_in_fp32 or args.params_dtype == "float32" else 2
     )
-    shards = parallel_state.get_data_parallel_world_size(with_context_parallel=True)
     # Adam's two moments in fp32, and an fp32 main copy where the model's parameters are shorter.
     optimizer_bytes = parameters * (8 if args.params_dtype == "float32" else 12)
     if args.use_distributed_optimizer:
-        optimizer_bytes /= shards
+        optimizer_bytes /= data_parallel_size
     activations = activation_bytes_per_layer(args) * args.num_layers / args.pipeline_model_parallel_size
     # The first 1F1B stage holds as many micro-batches as there are stages.
     in_flight = min(
         args.pipeline_model_parallel_size, args.global_batch_size // (args.micro_batch_size * args.data_parallel_size)
     )
-    parts = {
+    return {
         f"parameters ({parameters:,})": parameter_bytes,
         "gradients": gradient_bytes,
         "optimizer": optimizer_bytes,
         f"activations (estimate, {in_flight} micro-batch{'es' if in_flight > 1 else ''})": activations * in_flight,
     }
+
+
+def memory_report(args: argparse.Namespace, model: list[DistributedDataParallel]) -> list[str]:
+    """Lines with the memory that this rank will need, by part, in MiB."""
+    parameters = sum(parameter.numel() for chunk in model for parameter in chunk.parameters())
+    parameter_bytes = sum(p.numel() * p.element_size() for chunk in model for p in chunk.parameters())
+    shards = parallel_state.get_data_parallel_world_size(with_context_parallel=True)
+    parts = memory_parts(args, parameters, parameter_bytes, shards)
     lines = [f"  {name}: {size / MIB:,.1f} MiB" for name, size in parts.items()]
     return [*lines, f"  sum: {sum(parts.values()) / MIB:,.1f} MiB"]
 

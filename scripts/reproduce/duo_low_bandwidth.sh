@@ -1,0 +1,5 @@
+#!/usr/bin/env bash
+# SDP4Bit and DUO4Bit over slow links. Submits its runs to Slurm; --local trains a few,
+# scaled down, on this machine.
+set -euo pipefail
+exec "$(dirname "${BASH_SOURCE[0]}")/table.sh" duo_low_bandwidth "$@"
