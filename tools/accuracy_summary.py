@@ -17,9 +17,10 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np
 from matplotlib import pyplot as plt
+from matplotlib.ticker import FuncFormatter
 
 from tools.accuracy import Run
-from tools.accuracy_statistics import Comparison, compare
+from tools.accuracy_statistics import Comparison, Outcome, compare
 from tools.atomic_files import atomic_files
 from tools.command_line import ToolArgumentParser, run_tool
 from tools.experiment import Experiment, arguments, read_experiment
@@ -28,8 +29,8 @@ from tools.plot_runs import COLORS, markdown_rows
 Column = tuple[str, list[Comparison]]
 
 
-def read_column(path: Path) -> Column:
-    """An experiment in a few words, and its comparisons.
+def read_columns(path: Path) -> list[Column]:
+    """An experiment in a few words, and its comparisons, after each validation of its runs.
 
     Raises:
         ValueError: a run of it has not finished.
@@ -41,12 +42,20 @@ def read_column(path: Path) -> Column:
     missing = next((run.name for run in runs if not run.stood), None)
     if missing:
         raise ValueError(f"{path}: {missing} has not run yet; python tools/accuracy.py {path} runs it")
-    return _in_words(experiment), compare(experiment, [run.outcome() for run in runs])
+    outcomes = [run.outcome() for run in runs]
+    lengths = range(len(outcomes[0].metrics.validation))
+    return [_column(experiment, [_until(outcome, index) for outcome in outcomes]) for index in lengths]
 
 
-def _in_words(experiment: Experiment) -> str:
+def _until(outcome: Outcome, index: int) -> Outcome:
+    """What the run had given at validation `index`."""
+    return outcome._replace(metrics=outcome.metrics._replace(validation=outcome.metrics.validation[: index + 1]))
+
+
+def _column(experiment: Experiment, outcomes: list[Outcome]) -> Column:
     args, count = arguments(experiment, experiment.variants[0], experiment.seeds[0]), len(experiment.seeds)
-    return f"lr {args.lr:g}, {args.train_iters:,} steps, {count} seed{'s' * (count > 1)}"
+    steps = f"{outcomes[0].metrics.validation[-1][0]:,} of {args.train_iters:,} steps"
+    return f"lr {args.lr:g}, {steps}, {count} seed{'s' * (count > 1)}", compare(experiment, outcomes)
 
 
 def table(columns: list[Column]) -> str:
@@ -72,8 +81,9 @@ def draw(columns: list[Column], path: Path) -> None:
         places = np.arange(len(columns)) + (index - (len(names) - 1) / 2) * width
         bars = axes.bar(places, means, width, color=COLORS[index % len(COLORS)], label=name)
         axes.bar_label(bars, fmt="%+.1f", fontsize=8, padding=2)
-    axes.set_xticks(range(len(columns)), [words for words, _ in columns])
+    axes.set_xticks(range(len(columns)), [words.replace(", ", "\n") for words, _ in columns])
     axes.set_yscale("symlog", linthresh=1.0)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.set_ylabel("difference of the validation loss (%)\nlogarithmic beyond 1")
     axes.axhline(0, color="gray", linewidth=0.8)
     axes.margins(y=0.12)
@@ -88,7 +98,7 @@ def summarize(options: Namespace) -> None:
     paths = [Path(path).resolve() for path in options.experiments]
     output = Path(options.output).resolve()
     os.chdir(ROOT)
-    columns = [read_column(path) for path in paths]
+    columns = [column for path in paths for column in read_columns(path)]
     print(table(columns))
     named = " ".join(str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path) for path in paths)
     picture = output.with_suffix(".png")
