@@ -101,7 +101,7 @@ def shell(options: Namespace) -> None:
     node = find_node(options.node)
     words = options.command[1:] if options.command[:1] == ["--"] else options.command
     command = words or [os.environ.get("SHELL", "/bin/sh")]
-    sys.exit(subprocess.call([*enter_words(node.pid), f"--pid=/proc/{node.pid}/ns/pid", *command]))
+    sys.exit(subprocess.call([*enter_words(node.pid, "pid"), *command]))
 
 
 def cut(options: Namespace) -> None:

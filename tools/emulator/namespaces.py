@@ -86,6 +86,8 @@ class NetworkNamespace:
         # New interfaces speak IPv4 alone: what IPv6 says by itself would be counted as traffic.
         quiet = "echo 1 > /proc/sys/net/ipv6/conf/default/disable_ipv6 2>/dev/null || true"
         lines = [f"hostname {hostname}", "ip link set lo up", quiet, script, _WAIT]
+        self._processes = processes
+        self._processes = processes
         command = ["unshare", *flags, "sh", "-c", "\n".join(lines), *words]
         self._holder = _ready(processes.start(command, **_PIPES))
 
@@ -98,25 +100,31 @@ class NetworkNamespace:
         """`command` as it runs in this namespace; the process that starts it stays the command's."""
         return [*enter_words(self.pid), *command]
 
-    def batch(self, program: str, lines: list[str]) -> None:
-        """Have `ip` or `tc` do what `lines` say.
+    def ip(self, lines: list[str]) -> None:
+        """Have `ip` do what `lines` say; it runs outside the process namespace, by whose pids `netns PID` goes.
 
         Raises:
             OSError: it refused, with the reason and the line.
         """
-        done = subprocess.run(
-            self.words(program, "-batch", "-"), input="\n".join(lines), capture_output=True, text=True
-        )
-        if done.returncode:
-            raise OSError(done.returncode, f"{program} refused: {done.stderr.strip()}", program)
+        _batch(subprocess.Popen(self.words("ip", "-batch", "-"), **_PIPES), lines)
+
+    def tc(self, lines: list[str]) -> None:
+        """The same with `tc`; within, since its clock's unit is in /proc/net, where outsiders see nothing."""
+        _batch(self._processes.start(self.words("tc", "-batch", "-"), **_PIPES), lines)
 
 
-def enter_words(pid: int) -> list[str]:
-    """The beginning of a command line whose command runs in the namespaces of the process `pid`."""
-    return [
-        "nsenter",
-        *(f"--{kind}=/proc/{pid}/ns/{short}" for kind, short in (("net", "net"), ("uts", "uts"), ("mount", "mnt"))),
-    ]
+def _batch(process: subprocess.Popen[bytes], lines: list[str]) -> None:
+    _, reason = process.communicate("\n".join(lines).encode())
+    if process.returncode:
+        raise OSError(process.returncode, f"refused: {reason.decode().strip()}", str(process.args[-3]))
+
+
+def enter_words(pid: int, *kinds: str) -> list[str]:
+    """The beginning of a command line whose command runs in the namespaces of the process `pid`, in this folder."""
+    files = {"net": "net", "uts": "uts", "mount": "mnt", **dict(zip(kinds, kinds, strict=True))}
+    namespaces = [f"--{kind}=/proc/{pid}/ns/{file}" for kind, file in files.items()]
+    # A new mount namespace begins in the root folder.
+    return ["nsenter", *namespaces, "sh", "-c", 'cd "$0" && exec "$@"', os.getcwd()]
 
 
 def _ready(process: subprocess.Popen[bytes]) -> subprocess.Popen[bytes]:

@@ -70,9 +70,9 @@ class EmulatedNetwork:
         for number, node in enumerate(self.nodes):
             lines.append(f"link add node{number} type veth peer name {DEVICE} netns {node.pid}")
             lines += [f"link set node{number} master bridge0", f"link set node{number} up"]
-        self.switch.batch("ip", lines)
+        self.switch.ip(lines)
         for node, address in zip(self.nodes, self.addresses, strict=True):
-            node.batch("ip", [f"address add {address}/24 dev {DEVICE}", f"link set {DEVICE} up"])
+            node.ip([f"address add {address}/24 dev {DEVICE}", f"link set {DEVICE} up"])
 
     def shape(self, scenario: Scenario) -> None:
         """Give every link the rate and delay of `scenario`, which has as many hosts."""
@@ -81,7 +81,7 @@ class EmulatedNetwork:
             subprocess.run(node.words("tc", "qdisc", "del", "dev", DEVICE, "root"), capture_output=True)
             classes = link_classes(scenario, number)
             if classes:
-                node.batch("tc", emulated_commands(DEVICE, classes, self.addresses, self.has_netem))
+                node.tc(emulated_commands(DEVICE, classes, self.addresses, self.has_netem))
 
     def sent(self) -> list[Traffic]:
         """What each node has sent to others since the network exists."""
