@@ -40,13 +40,21 @@ def emulated_commands(device: str, classes: list[LinkClass], addresses: list[str
     """Arguments of `tc` that shape an emulated node: rates by htb, delays by netem where the kernel has it."""
     lines = [f"qdisc add dev {device} root handle 1: htb default 1"]
     for number, link in enumerate(classes, start=1):
-        burst = burst_bytes(link.bandwidth)
-        rate = f"rate {link.bandwidth:.0f}bit burst {burst} cburst {burst} quantum {max(BURST_BYTES) // 2}"
-        lines.append(f"class add dev {device} parent 1: classid 1:{number:x} htb {rate}")
+        lines.append(f"class add dev {device} parent 1: classid 1:{number:x} {_htb(link.bandwidth)}")
         if has_netem and link.delay:
             lines.append(f"qdisc add dev {device} parent 1:{number:x} handle {number + 1:x}: {_netem(link, rate='')}")
         lines += _filters(device, f"1:{number:x}", link, addresses)
     return lines
+
+
+def rate_change_command(device: str, bandwidth: float) -> str:
+    """Arguments of `tc` that give an emulated node with equal links another rate; it may be run on the node itself."""
+    return f"class change dev {device} parent 1: classid 1:1 {_htb(bandwidth)}"
+
+
+def _htb(bandwidth: float) -> str:
+    burst = burst_bytes(bandwidth)
+    return f"htb rate {bandwidth:.0f}bit burst {burst} cburst {burst} quantum {max(BURST_BYTES) // 2}"
 
 
 def burst_bytes(bandwidth: float) -> int:
