@@ -95,8 +95,9 @@ class SchemeRun:
         total = sum((message.gradient_bytes + message.parameter_bytes).inter for message in messages)
         if self.duo is not None:
             level = self.duo.policy.level
-            share = 1 / level.period if level.period else 0.0
-            total += share * sum(bucket.slow_bytes(level.dtype).inter for bucket in self.duo.buckets)
+            # bf16 takes the same way as fp32, in half the bytes.
+            share = {"fp32": 1.0, "bf16": 0.5}[level.dtype] / level.period if level.period else 0.0
+            total += share * sum(bucket.link_bytes.inter for bucket in self.duo.buckets)
         return ranks_per_node * total
 
 
@@ -144,7 +145,9 @@ def _row(grid: Grid, shape: Shape, megabits: float, run: SchemeRun, blocks: list
 
     ranks: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(ranks, blocks)
-    steps = [max(times) for block in zip(*ranks, strict=True) for times in zip(*(r["steps"] for r in block), strict=True)]
+    steps = [
+        max(times) for block in zip(*ranks, strict=True) for times in zip(*(r["steps"] for r in block), strict=True)
+    ]
     means = {
         f"{key.removesuffix('_ms')}_ms": statistics.fmean(block[key] for rank in ranks for block in rank)
         for key in blocks[0]
