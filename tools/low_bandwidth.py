@@ -37,7 +37,6 @@ class Part:
     def __init__(self, grid: Grid, name: str, words: list[str], folder: Path) -> None:
         self.grid, self.name, self._words = grid, name, words
         self.path = folder / f"{name}.json"
-        self._log = folder / f"{name}_logs"
 
     def measure(self) -> None:
         """Run it on a network of its own.
@@ -45,12 +44,12 @@ class Part:
         Raises:
             ChildProcessError: a rank has failed.
         """
-        self._log.mkdir(parents=True, exist_ok=True)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         grid = self.grid
         network = uniform_scenario(grid.nodes, grid.ranks_per_node, grid.link_mbit[0] * 1e6)
         with EmulatedNetwork(network) as emulated, tempfile.TemporaryDirectory() as folder:
             job = Job(emulated, [*self._words, str(self.path.resolve())], Path(folder))
-            if job.run(lambda line: print(line, file=sys.stderr)):
+            if job.run(lambda line: print(line, file=sys.stderr, flush=True)):
                 raise ChildProcessError(f"{self.name} failed; the ends of its logs:\n{job.tails()}")
 
     def rows(self) -> list[dict[str, Any]]:
@@ -79,6 +78,13 @@ def measure(all_parts: list[Part]) -> None:
             part.measure()
 
 
+def _named(all_parts: list[Part], name: str) -> Part:
+    for part in all_parts:
+        if part.name == name:
+            return part
+    raise ValueError(f"--part {name}: the parts are {', '.join(part.name for part in all_parts)}")
+
+
 def low_bandwidth(options: Namespace) -> None:
     """All of it."""
     path, output = Path(options.experiment).resolve(), options.output and Path(options.output).resolve()
@@ -87,6 +93,9 @@ def low_bandwidth(options: Namespace) -> None:
     grid = grid.quick() if options.quick else grid
     folder = Path(options.runs or f"runs/{path.stem}{'_quick' if options.quick else ''}")
     everything = parts(grid, path, folder, options.quick)
+    if options.part:
+        measure([_named(everything, options.part)])
+        return
     measure(everything)
     collectives, steps = everything[0].rows(), [row for part in everything[1:] for row in part.rows()]
     verdicts: list[Verdict] = judge(collectives, steps)
@@ -104,6 +113,7 @@ def parse_arguments() -> Namespace:
     parser.add_argument("--experiment", default=str(DEFAULT), help="a file of configs/experiments")
     parser.add_argument("--output", help="the Markdown page to write, with pictures beside it")
     parser.add_argument("--runs", help="folder of what was measured; runs/NAME of the experiment by default")
+    parser.add_argument("--part", help="measure this part alone, and write no page: collectives, or seq_128_acc_1, …")
     parser.add_argument("--quick", action="store_true", help="one shape, one rate, few schemes: a minute and a half")
     return parser.parse_args()
 
