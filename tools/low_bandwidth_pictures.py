@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib import pyplot as plt
-from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
+from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter, NullLocator, ScalarFormatter
 
 from tools import plot_runs
 from tools.low_bandwidth_numbers import cells
@@ -44,7 +44,9 @@ def _dress(field: Any, title: str, rates: list[float]) -> None:
     field.xaxis.set_major_locator(FixedLocator(rates))
     field.xaxis.set_minor_locator(NullLocator())
     field.xaxis.set_major_formatter(ScalarFormatter())
+    field.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     field.yaxis.set_major_formatter(ScalarFormatter())
+    field.yaxis.set_minor_formatter(NullFormatter())
     field.grid(visible=True, alpha=0.3, which="both")
     field.spines[["top", "right"]].set_visible(False)
 
