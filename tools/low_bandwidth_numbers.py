@@ -11,7 +11,7 @@ from sdp4bit_patches.slow_policy import TOLERANCE
 
 Row = dict[str, Any]
 # Link rates (Mbit/s) that the collectives are judged at, and the one at which data-parallel traffic dominates.
-COLLECTIVE_RATES, SLOWEST = (200, 1000), 200
+COLLECTIVE_RATES, SLOWEST = {200, 1000}, 200
 # Peers of tools/collective_rows.py -> by how much ours has to be faster.
 FASTER = {
     "fp32 all_to_all + local sum": 6.0,
