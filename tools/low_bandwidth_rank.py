@@ -80,23 +80,29 @@ class SchemeRun:
             if self.duo is not None:
                 row |= {key: value for key, value in self.duo.latest.items() if key.endswith("_ms")}
             rows.append(row)
-        if self.duo is not None:
-            self.duo.pause()
+        # As many exact syncs as steps: that of the step before has begun at the first reading, the last one's at this.
         dist.barrier()
         sent = _sent_by_node() - before
+        if self.duo is not None:
+            self.duo.pause()
         means = {key: statistics.fmean(row[key] for row in rows) for key in rows[0]}
         return {"steps": [row["step"] for row in rows], "sent_bytes": sent.payload_bytes / num_steps, **means}
 
     def predicted_bytes(self, ranks_per_node: int) -> float | None:
-        """What this rank's node sends to others in a step, by wire.py; None for a scheme that gloo takes part in."""
+        """What this rank's node sends to others in a step, by wire.py.
+
+        None for a scheme that gloo's own collectives take part in, or with an exact sync in some of the steps.
+        """
         messages = [message for group in self._groups for message in group.messages or ()]
         if not messages or any(message.all_gather is None for message in messages):
             return None
         total = sum((message.gradient_bytes + message.parameter_bytes).inter for message in messages)
         if self.duo is not None:
             level = self.duo.policy.level
+            if level.period > 1:
+                return None
             # bf16 takes the same way as fp32, in half the bytes.
-            share = {"fp32": 1.0, "bf16": 0.5}[level.dtype] / level.period if level.period else 0.0
+            share = {"fp32": 1.0, "bf16": 0.5}[level.dtype] if level.period else 0.0
             total += share * sum(bucket.link_bytes.inter for bucket in self.duo.buckets)
         return ranks_per_node * total
 
