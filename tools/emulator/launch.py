@@ -60,14 +60,17 @@ class Job:
 
     def lines(self) -> Iterator[str]:
         """What rank 0 prints, until every node has ended; a node that fails ends the others after a while."""
-        stream, rest, deadline = self._nodes[0].stdout.fileno(), b"", None
-        is_open = True
-        while is_open or any(node.poll() is None for node in self._nodes):
+        stream, rest, deadline, is_open = self._nodes[0].stdout.fileno(), b"", None, True
+        while True:
+            # Asked before reading: what was printed last is read, and a pipe that a stray child holds is not waited for.
+            is_running = any(node.poll() is None for node in self._nodes)
             if is_open and select.select([stream], [], [], _POLL_SECONDS)[0]:
                 chunk = os.read(stream, 65536)
                 is_open = bool(chunk)
                 *whole, rest = (rest + chunk).split(b"\n")
                 yield from (line.decode(errors="replace") for line in whole)
+            elif not is_running:
+                break
             elif not is_open:
                 time.sleep(_POLL_SECONDS)
             if deadline is None and any(node.poll() for node in self._nodes):
