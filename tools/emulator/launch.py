@@ -62,7 +62,7 @@ class Job:
         """What rank 0 prints, until every node has ended; a node that fails ends the others after a while."""
         stream, rest, deadline, is_open = self._nodes[0].stdout.fileno(), b"", None, True
         while True:
-            # Asked before reading: what was printed last is read, and a pipe that a stray child holds is not waited for.
+            # Asked before reading, so that what was printed last is read, but a pipe that a stray child holds is not.
             is_running = any(node.poll() is None for node in self._nodes)
             if is_open and select.select([stream], [], [], _POLL_SECONDS)[0]:
                 chunk = os.read(stream, 65536)
