@@ -28,10 +28,15 @@ def draw_curves(experiment: Experiment, outcomes: Sequence[Outcome], path: Path)
     reference = curves[experiment.reference]
     width, narrow = (len(reference) // share // 2 * 2 + 1 for share in (10, 40))
     for index, (name, curve) in enumerate(curves.items()):
-        color, steps = COLORS[index % len(COLORS)], np.arange(1, len(curve) + 1)
-        left.plot(steps, smooth(curve, narrow), color=color, linewidth=1.6, label=name)
+        style = {
+            "color": COLORS[index % len(COLORS)],
+            "linestyle": "-" if index < len(COLORS) else "--",
+            "linewidth": 1.6,
+        }
+        steps = np.arange(1, len(curve) + 1)
+        left.plot(steps, smooth(curve, narrow), label=name, **style)
         difference = smooth(100 * (curve / reference - 1), width)
-        right.plot(steps, difference, color=color, linewidth=1.6)
+        right.plot(steps, difference, **style)
         differences += difference.tolist()
     _dress(left, f"Training loss, mean over {narrow} steps", "step", "loss (nats per token)")
     title = f"Difference from {experiment.reference}, mean over {width} steps"

@@ -139,6 +139,23 @@ def test_dequantize_reduce_adds_the_sources_in_order(bits: int, num_sources: int
         assert_same(output, expected)
 
 
+@pytest.mark.parametrize("first", (0, 1, 8))
+def test_a_large_output_has_the_same_bits_wherever_it_starts(first: int, implementation: str) -> None:
+    """From a megabyte on, fp32 is written past the caches of a CPU where it starts on a cache line."""
+    num_elements = 2**18 + 77
+    layout = wire.single_message(MessageFormat(4, 128, 32), num_elements)
+    payloads = torch.stack([quantized(torch.randn(num_elements), layout) for _ in range(2)])
+    expected = torch.empty(num_elements)
+    reference.dequantize_reduce(payloads, expected, layout)
+    with using(implementation) as device:
+        memory = torch.full((num_elements + 48,), -1.0, device=device)
+        begin = -(memory.data_ptr() // 4) % 16 + first
+        output = memory[begin : begin + num_elements]
+        codec.dequantize_reduce(payloads.to(device), output, codec.prepare(layout, device))
+    assert_same(output, expected)
+    assert (memory[:begin] == -1).all() and (memory[begin + num_elements :] == -1).all()
+
+
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("output_bits", BITS)
 def test_dequantize_reduce_quantize_gives_the_same_bytes_with_any_two_formats(
