@@ -99,7 +99,7 @@ def low_bandwidth(options: Namespace) -> None:
     measure(everything)
     collectives, steps = everything[0].rows(), [row for part in everything[1:] for row in part.rows()]
     verdicts: list[Verdict] = judge(collectives, steps)
-    print(collectives_table(collectives), steps_table(steps), verdicts_table(verdicts), sep="\n\n")
+    print(collectives_table(collectives), steps_table(grid, steps), verdicts_table(verdicts), sep="\n\n")
     if output:
         write_report(grid, path, collectives, steps, verdicts, output)
     missed = [verdict.what for verdict in verdicts if verdict.holds is False]

@@ -1,27 +1,35 @@
-"""The simulator's prediction beside each row of the low-bandwidth experiment, where it knows this cluster."""
+"""The simulator's prediction beside each row of the low-bandwidth experiment."""
 
 from __future__ import annotations
 
-import importlib.util
+import contextlib
+import io
+from pathlib import Path
 from typing import Any
 
-from tools.cluster_files import FOLDER
+from tools.low_bandwidth_grid import Grid
+from tools.simulator.predict import predict_words
 
 CLUSTER = "emulated_2x2"
-_HAS_CLUSTER = (FOLDER / f"{CLUSTER}.toml").is_file()
-_HAS_SIMULATOR = importlib.util.find_spec("tools.simulator") is not None
-_HAS_MODULE = _HAS_SIMULATOR and importlib.util.find_spec("tools.simulator.emulated") is not None
-NOTE_ABSENT = (
-    None
-    if _HAS_CLUSTER and _HAS_MODULE
-    else f"The simulator's column is empty: tools/simulator/emulated.py or configs/clusters/{CLUSTER}.toml is absent."
-)
 
 
-def predicted_step_ms(row: dict[str, Any]) -> float | None:
-    """Milliseconds of the step of `row` (its scheme, link rate, sequence and accumulation); None without simulator."""
-    if NOTE_ABSENT:
-        return None
-    from tools.simulator import emulated
+def predicted_step_ms(grid: Grid, row: dict[str, Any]) -> float:
+    """Milliseconds of the step of `row` (its scheme, link rate, sequence and accumulation), by the simulator."""
+    [scheme] = [scheme for scheme in grid.schemes if scheme.name == row["scheme"]]
+    batch = grid.world_size * row["accumulation"]
+    sizes = [f"seq-length={row['seq_length']}", f"global-batch-size={batch}", f"gpus={grid.world_size}"]
+    link = [f"cluster={CLUSTER}", f"link-gbps={row['link_mbit'] / 1000:g}"]
+    words = [Path(grid.config).stem, *link, *sizes, *_assignments(scheme.flags)]
+    with contextlib.redirect_stderr(io.StringIO()):  # which of the run's keys have no effect on a prediction
+        return predict_words(words)["step_seconds"] * 1e3
 
-    return emulated.predicted_step_ms(row["scheme"], row["link_mbit"], row["seq_length"], row["accumulation"])
+
+def _assignments(flags: tuple[str, ...]) -> list[str]:
+    """`--a --b 3` as the simulator reads it: `a=true`, `b=3`."""
+    words: list[str] = []
+    for flag in flags:
+        if flag.startswith("--"):
+            words.append(f"{flag.removeprefix('--')}=true")
+        else:
+            words[-1] = f"{words[-1].removesuffix('true')}{flag}"
+    return words

@@ -39,12 +39,14 @@ class SchemeRun:
 
     def __init__(self, grid: Grid, shape: Shape, scheme: Scheme) -> None:
         import sdp4bit_patches
+        from megatron.training.initialize import set_random_seed
         from megatron.training.training import set_up
 
         quiet = ["--eval-iters", "0", "--timing-log-level", "2", "--log-interval", str(2**30)]
         args = validate_args(parse_args([*grid.words(shape, scheme), *quiet]), grid.world_size)
         args.barrier_with_L1_time = False  # a barrier before every part would be measured, too
         self.scheme, self.losses = scheme, []
+        set_random_seed(args.seed)  # all schemes begin with the same weights
         with contextlib.redirect_stdout(io.StringIO()):  # the start-up report of each
             self.run = set_up(args)
         sdp4bit_patches.uninstall()
@@ -65,6 +67,13 @@ class SchemeRun:
         times = {"step": (time.perf_counter() - begun) * 1e3}
         parts = {part: seconds * 1e3 for part, seconds in take_part_seconds(self.run.timers).items()}
         return times | {"compute": parts["forward"] + parts["backward"], "exposed": sum(parts[sync] for sync in SYNCS)}
+
+    def settle(self) -> None:
+        """Train the steps that a scheme needs to get used to a rate."""
+        for _ in range(self.scheme.settle_steps):
+            self.step()
+        if self.duo is not None:
+            self.duo.pause()
 
     def block(self, num_steps: int) -> dict[str, Any]:
         """One step that is not counted, then `num_steps` that are; means over the latter."""
@@ -91,19 +100,16 @@ class SchemeRun:
     def predicted_bytes(self, ranks_per_node: int) -> float | None:
         """What this rank's node sends to others in a step, by wire.py.
 
-        None for a scheme that gloo's own collectives take part in, or with an exact sync in some of the steps.
+        None for a scheme that gloo's own collectives take part in, or that changes how often it syncs exactly.
         """
         messages = [message for group in self._groups for message in group.messages or ()]
         if not messages or any(message.all_gather is None for message in messages):
             return None
         total = sum((message.gradient_bytes + message.parameter_bytes).inter for message in messages)
         if self.duo is not None:
-            level = self.duo.policy.level
-            if level.period > 1:
+            if self.duo.policy.adaptive:
                 return None
-            # bf16 takes the same way as fp32, in half the bytes.
-            share = {"fp32": 1.0, "bf16": 0.5}[level.dtype] if level.period else 0.0
-            total += share * sum(bucket.link_bytes.inter for bucket in self.duo.buckets)
+            total += sum(bucket.link_bytes.inter for bucket in self.duo.buckets)
         return ranks_per_node * total
 
 
@@ -132,8 +138,7 @@ def measure(grid: Grid, shape: Shape) -> list[dict[str, Any]]:
         for megabits in grid.link_mbit:
             set_link_rate(megabits)
             for run in runs:
-                for _ in range(run.scheme.settle_steps):
-                    run.step()
+                run.settle()
             blocks: list[list[Any]] = [[] for _ in runs]
             for turn in range(grid.rounds):
                 for number in range(len(runs)):
