@@ -80,22 +80,22 @@ class SchemeRun:
         import torch.distributed as dist
 
         dist.barrier()
+        before = _sent_by_node()
         self.step()
         dist.barrier()
-        before = _sent_by_node()
         rows = []
         for _ in range(num_steps):
             row = self.step()
             if self.duo is not None:
                 row |= {key: value for key, value in self.duo.latest.items() if key.endswith("_ms")}
             rows.append(row)
-        # As many exact syncs as steps: that of the step before has begun at the first reading, the last one's at this.
-        dist.barrier()
-        sent = _sent_by_node() - before
         if self.duo is not None:
             self.duo.pause()
+        dist.barrier()
+        # No exact sync is under way at either reading: there are as many between them as steps.
+        sent = _sent_by_node() - before
         means = {key: statistics.fmean(row[key] for row in rows) for key in rows[0]}
-        return {"steps": [row["step"] for row in rows], "sent_bytes": sent.payload_bytes / num_steps, **means}
+        return {"steps": [row["step"] for row in rows], "sent_bytes": sent.payload_bytes / (num_steps + 1), **means}
 
     def predicted_bytes(self, ranks_per_node: int) -> float | None:
         """What this rank's node sends to others in a step, by wire.py.
