@@ -167,6 +167,10 @@ class StepClock:
         self.exposed_ms = 0.0
         self._launched = self._done = self._arrived = self._step_begun = 0.0
 
+    def forget(self) -> None:
+        """Count nothing of what has happened since the step began: the next step is the first of its kind."""
+        self.exposed_ms = self._launched = self._done = self._arrived = self._step_begun = 0.0
+
     def launched(self) -> None:
         """The slow sync begins now."""
         self._launched = self._done = time.perf_counter()
@@ -266,6 +270,12 @@ class Duo:
             self.launch()
         self.clock.arrived()
         self.clock.exposed_ms += bucket.wait()
+
+    def pause(self) -> None:
+        """Training stops for a while: wait for what is under way, and let the policy count nothing of this step."""
+        for bucket in self.buckets:
+            bucket.wait()
+        self.clock.forget()
 
     def flush(self) -> None:
         """Finish every slow step that is due: x is then the state after all gradients so far."""
