@@ -14,6 +14,7 @@
     between = ["Ohio", "Virginia"]               # or, for one direction: from = "Ohio", to = "Virginia"
     gbps = 1.12                                  # 1 Gbit/s is 1e9 bit/s; 0.2 is 200 Mbit/s
     delay-ms = 11.0                              # one way
+    shared = false                               # optional: whether the rate is that of all hosts together
 
     host-order = ["Ohio", "Virginia", "Ohio"]    # optional, before the tables: the region of host 0, 1, 2, …
 
@@ -57,13 +58,15 @@ class Scenario:
     """Hosts and the network between them.
 
     delay: float64 [hosts, hosts], seconds one way, row: who sends. bandwidth: the same in bit/s. On the diagonals stand
-    0 s and what two devices of that host have.
+    0 s and what two devices of that host have. shared: bool, the same shape: whether all hosts of the sender's region
+    share the bandwidth to the receiver's.
     """
 
     name: str
     hosts: tuple[Host, ...]
     delay: np.ndarray
     bandwidth: np.ndarray
+    shared: np.ndarray
     title: str = ""
 
     @property
@@ -118,11 +121,12 @@ def _scenario(path: Path, tables: dict[str, Any]) -> Scenario:
         if "link" in tables:
             raise ValueError(f"{path}: a network has links or a matrix, not both")
         bandwidth, delay = _matrices(f"{path}, matrix", tables["matrix"], len(hosts))
+        shared = np.zeros_like(delay, dtype=bool)
     else:
-        bandwidth, delay = _from_links(path, hosts, regions, _tables(path, tables, "link"))
+        bandwidth, delay, shared = _from_links(path, hosts, regions, _tables(path, tables, "link"))
     for number, host in enumerate(hosts):
         bandwidth[number, number], delay[number, number] = host.device_bandwidth, 0.0
-    return Scenario(path.stem, hosts, delay, bandwidth, tables.get("title", ""))
+    return Scenario(path.stem, hosts, delay, bandwidth, shared, tables.get("title", ""))
 
 
 def _tables(path: Path, tables: dict[str, Any], key: str) -> list[dict[str, Any]]:
@@ -166,24 +170,26 @@ def _hosts(path: Path, order: object, regions: dict[str, dict[str, Any]]) -> tup
 
 def _from_links(
     path: Path, hosts: tuple[Host, ...], regions: dict[str, dict[str, Any]], links: list[dict[str, Any]]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Bandwidth and delay of every pair of hosts, from those of the regions that they lie in."""
-    pairs: dict[tuple[str, str], tuple[float, float]] = {}
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Bandwidth and delay of every pair of hosts, from those of the regions that they lie in, and whether shared."""
+    pairs: dict[tuple[str, str], tuple[float, float, bool]] = {}
     for number, link in enumerate(links, start=1):
         where = f"{path}, link {number}"
         ends = {"between"} if "between" in link else {"from", "to"}
-        check_keys(where, link, ends | _LINK, ends | _LINK)
-        values = _number(where, "gbps", link["gbps"]), _number(where, "delay-ms", link["delay-ms"])
+        check_keys(where, link, ends | _LINK | {"shared"}, ends | _LINK)
+        if not isinstance(shared := link.get("shared", False), bool):
+            raise ValueError(f"{where}: shared = {shared!r} has to be true or false")
+        values = _number(where, "gbps", link["gbps"]), _number(where, "delay-ms", link["delay-ms"]), shared
         for pair in _directions(where, link, regions):
             if pair in pairs:
                 raise ValueError(f"{where}: the link from {pair[0]} to {pair[1]} is given twice")
             pairs[pair] = values
-    pairs |= {(n, n): (r.get("intra-gbps", 0.0), r.get("intra-delay-ms", 0.0)) for n, r in regions.items()}
+    pairs |= {(n, n): (r.get("intra-gbps", 0.0), r.get("intra-delay-ms", 0.0), False) for n, r in regions.items()}
     for source, target in permutations(regions, 2):
         if (source, target) not in pairs:
             raise ValueError(f"{path}: there is no link from {source} to {target}; every pair of regions needs one")
     table = np.array([[pairs[source.region, target.region] for target in hosts] for source in hosts])
-    return table[..., 0] * 1e9, table[..., 1] * 1e-3
+    return table[..., 0] * 1e9, table[..., 1] * 1e-3, table[..., 2] > 0
 
 
 def _directions(where: str, link: dict[str, Any], regions: dict[str, Any]) -> list[tuple[str, str]]:

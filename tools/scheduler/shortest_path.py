@@ -23,7 +23,9 @@ def shortest_open_path(weights: np.ndarray) -> tuple[float, list[int]]:
     """
     size = len(weights)
     if size > MOST_NODES:
-        raise ValueError(f"{size} stages: their order is searched exactly, which takes {MOST_NODES} at most; lower --pp")
+        raise ValueError(
+            f"{size} stages: their order is searched exactly, which takes {MOST_NODES} at most; lower --pp"
+        )
     # length[subset, last]: of the shortest path through the subset (a bit mask) that ends in `last`.
     length = np.full((1 << size, size), np.inf)
     previous = np.zeros((1 << size, size), dtype=np.int64)

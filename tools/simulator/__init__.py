@@ -1,0 +1,1 @@
+"""What an iteration takes, told from numbers: no torch, no GPU."""
