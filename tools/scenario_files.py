@@ -59,15 +59,15 @@ class Scenario:
 
     delay: float64 [hosts, hosts], seconds one way, row: who sends. bandwidth: the same in bit/s. On the diagonals stand
     0 s and what two devices of that host have. shared: bool, the same shape: whether all hosts of the sender's region
-    share the bandwidth to the receiver's.
+    share the bandwidth to the receiver's; None where no link is shared.
     """
 
     name: str
     hosts: tuple[Host, ...]
     delay: np.ndarray
     bandwidth: np.ndarray
-    shared: np.ndarray
     title: str = ""
+    shared: np.ndarray | None = None
 
     @property
     def num_devices(self) -> int:
@@ -121,12 +121,12 @@ def _scenario(path: Path, tables: dict[str, Any]) -> Scenario:
         if "link" in tables:
             raise ValueError(f"{path}: a network has links or a matrix, not both")
         bandwidth, delay = _matrices(f"{path}, matrix", tables["matrix"], len(hosts))
-        shared = np.zeros_like(delay, dtype=bool)
+        shared = None
     else:
         bandwidth, delay, shared = _from_links(path, hosts, regions, _tables(path, tables, "link"))
     for number, host in enumerate(hosts):
         bandwidth[number, number], delay[number, number] = host.device_bandwidth, 0.0
-    return Scenario(path.stem, hosts, delay, bandwidth, shared, tables.get("title", ""))
+    return Scenario(path.stem, hosts, delay, bandwidth, tables.get("title", ""), shared)
 
 
 def _tables(path: Path, tables: dict[str, Any], key: str) -> list[dict[str, Any]]:

@@ -40,7 +40,12 @@ def tensor_groups(host: np.ndarray, tensor: int) -> np.ndarray | None:
 
 
 def candidate_layouts(
-    delay: np.ndarray, bandwidth: np.ndarray, groups: np.ndarray, stages: int, activation_bytes: float, sync_bytes: float
+    delay: np.ndarray,
+    bandwidth: np.ndarray,
+    groups: np.ndarray,
+    stages: int,
+    activation_bytes: float,
+    sync_bytes: float,
 ) -> list[np.ndarray]:
     """Layouts along the network's clusters, each with its best order of stages and pipelines; Megatron's first.
 

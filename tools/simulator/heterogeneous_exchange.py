@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import permutations
 
 import numpy as np
 
@@ -46,7 +45,8 @@ def compressed_time(
         node: int [devices], the node of every device; groups of unequal nodes, or of one device each, take one hop.
         config: bits and group sizes.
     """
-    hops = [_hops(group, elements / len(group), node, config) for group, elements in zip(groups, parameters)]
+    shards = parameters / groups.shape[1]
+    hops = [_hops(group, shard, node, config) for group, shard in zip(groups, shards, strict=True)]
     return sum(_together([hop[index] for hop in hops]).time(network) for index in range(3))
 
 
@@ -72,9 +72,11 @@ def _hops(group: np.ndarray, shard: float, node: np.ndarray, config: CommConfig)
 
 def _all_pairs(groups: list[np.ndarray], num_bytes: int) -> Flows:
     """A message of so many bytes from every member of a group to every other."""
-    pairs = [pair for group in groups for pair in permutations(group.tolist(), 2)]
-    ends = np.array(pairs, dtype=np.int64).reshape(-1, 2)
-    return Flows(ends[:, 0], ends[:, 1], np.full(len(ends), num_bytes))
+    senders = [np.repeat(group, len(group)) for group in groups]
+    receivers = [np.tile(group, len(group)) for group in groups]
+    ends = np.array([np.concatenate([[], *part]) for part in (senders, receivers)], dtype=np.int64)
+    ends = ends[:, ends[0] != ends[1]]
+    return Flows(ends[0], ends[1], np.full(ends.shape[1], num_bytes))
 
 
 def _together(flows: list[Flows]) -> Flows:

@@ -12,9 +12,9 @@ class Network:
     """Delays, bandwidths and queues between the devices of a scenario.
 
     delay: [devices, devices], seconds. bandwidth: the same in bit/s, as if alone. host: int [devices].
-    queue: int [devices, devices]; flows of one number share its bandwidth. What a host sends over links of one delay and
-    rate is one queue (that of a shaping rule, or of the network card); a link that a scenario calls shared is one queue
-    for all hosts of the region; inside a host every pair has its own.
+    queue: int [devices, devices]; flows of one number share its bandwidth. What a host sends over links of one delay
+    and rate is one queue (that of a shaping rule, or of the network card); a link that a scenario calls shared is one
+    queue for all hosts of the region; inside a host every pair has its own.
     """
 
     def __init__(self, scenario: Scenario, constants: Constants) -> None:
@@ -85,7 +85,7 @@ def _queues(scenario: Scenario) -> np.ndarray:
             a, b = host[source], host[target]
             if a == b:
                 key: tuple = ("pair", source, target)
-            elif scenario.shared[a, b]:
+            elif scenario.shared is not None and scenario.shared[a, b]:
                 key = ("link", scenario.hosts[a].region, scenario.hosts[b].region)
             else:
                 key = ("host", a, scenario.delay[a, b], scenario.bandwidth[a, b])

@@ -10,7 +10,7 @@ import numpy as np
 from tools.simulator.heterogeneous_network import Network
 from tools.simulator.heterogeneous_pipeline import exchange_time, gpipe_phase, one_forward_one_backward
 from tools.simulator.heterogeneous_runs import Run
-from tools.simulator.heterogeneous_work import FP16_BYTES
+from tools.simulator.heterogeneous_work import FP16_BYTES, GPT_XL_HIDDEN
 
 BACKWARD = 3  # a backward pass with recomputation, in forward passes
 ZERO3_MICRO_BATCH = 4
@@ -30,7 +30,7 @@ class Parts:
 
 
 def dtfm(run: Run, order: np.ndarray) -> Parts:
-    """DT-FM: every pipeline runs all forwards, waits for all others, and runs all backwards; then gradients are chained.
+    """DT-FM: all pipelines run all forwards, wait for each other, and run all backwards; then gradients are chained.
 
     Args:
         order: device of every rank; a pipeline's stages are neighbours in rank.
@@ -47,7 +47,9 @@ def dtfm(run: Run, order: np.ndarray) -> Parts:
 
 
 def _accumulation_steps(run: Run) -> int:
-    nominal = run.settings["sequences-per-step-of-wide-models" if run.work.hidden > 2048 else "sequences-per-step"]
+    nominal = run.settings[
+        "sequences-per-step-of-wide-models" if run.work.hidden > GPT_XL_HIDDEN else "sequences-per-step"
+    ]
     return max(1, round(run.work.batch / (nominal * run.replicas)))
 
 
@@ -125,7 +127,7 @@ def _tensor_parallel_time(run: Run, placement: np.ndarray, micro_batch: int) -> 
 
 
 def zero3(run: Run) -> Parts:
-    """ZeRO-3 over all devices: parameters are gathered, and gradients scattered, around one ring in every micro-step."""
+    """ZeRO-3 over all devices: parameters gathered and gradients scattered around one ring in every micro-step."""
     network, known = run.network, run.network.constants
     ring = np.arange(network.num_devices)
     following = np.roll(ring, -1)
