@@ -73,7 +73,7 @@ class Session:
         key = (tuple(dist.get_process_group_ranks(group)), is_slow)
         if key not in self._topologies:
             backend = self._slow_backend if is_slow else None
-            self._topologies[key] = topology.discover(group, self.config.node_size, backend)
+            self._topologies[key] = topology.discover(group, self.config.node_size, backend, self.config.nodes)
         return self._topologies[key]
 
     def slow_group(self, group: dist.ProcessGroup) -> dist.ProcessGroup:

@@ -80,13 +80,27 @@ def group_by_node(names: Sequence[object]) -> tuple[tuple[int, ...], ...]:
     return tuple(map(tuple, nodes.values()))
 
 
-def discover(group: dist.ProcessGroup, node_size: int | None = None, backend: str | None = None) -> Topology:
+def discover(
+    group: dist.ProcessGroup,
+    node_size: int | None = None,
+    backend: str | None = None,
+    nodes_of_ranks: Sequence[int] | None = None,
+) -> Topology:
     """Find the nodes of `group` and make the groups of its hops; every rank of `group` calls it, in the same order.
 
     backend: of the groups that are made; that of `group` by default.
     node_size: ranks of a node by their number in the whole job (rank // node_size); None compares host names.
+    nodes_of_ranks: the node of every rank of the job, instead of both.
+
+    Raises:
+        ValueError: `nodes_of_ranks` is of another number of ranks.
     """
-    name = socket.gethostname() if node_size is None else dist.get_rank() // node_size
+    name: object = socket.gethostname() if node_size is None else dist.get_rank() // node_size
+    if nodes_of_ranks is not None:
+        given, ranks = len(nodes_of_ranks), dist.get_world_size()
+        if given != ranks:
+            raise ValueError(f"--node-of-rank has {given} numbers, the job {ranks} ranks; give one for every rank")
+        name = nodes_of_ranks[dist.get_rank()]
     names: list[object] = [None] * group.size()
     dist.all_gather_object(names, name, group=group)
     nodes = group_by_node(names)

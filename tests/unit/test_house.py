@@ -38,7 +38,8 @@ sdp4bit_patches/__init__.py sdp4bit_patches/config.py sdp4bit_patches/wire.py
 megatron/training/compression.py megatron/training/arguments.py megatron/training/flags.py
 megatron/training/validation.py megatron/training/validation_layout.py
 megatron/training/validation_schedule.py megatron/training/ranges.py megatron/training/unused_flags.py
-megatron/training/checkpoint_files.py megatron/training/metrics_file.py megatron/training/output_paths.py
+megatron/training/layout.py megatron/training/checkpoint_files.py megatron/training/metrics_file.py
+megatron/training/output_paths.py
 """.split()
 # What the trainer may use of the method.
 FACE = {"sdp4bit_patches", "sdp4bit_patches.config", "sdp4bit_patches.cpu_device"}

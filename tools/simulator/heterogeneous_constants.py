@@ -32,22 +32,22 @@ class Constants:
     zero3_round_overhead: of one trip, beside the delays.
     """
 
-    v100_teraflops: float = 54.5
-    a40_teraflops: float = 87.7
-    message_overhead: float = 0.0035
-    delay_factor: float = 1.257
+    v100_teraflops: float = 53.0
+    a40_teraflops: float = 87.4
+    message_overhead: float = 0.00327
+    delay_factor: float = 1.252
     socket_gbps: float = 14.0
-    loss_hops: float = 4.9
-    hop_overhead: float = 0.00031
-    host_link_factor: float = 1.36
-    deepspeed_serial: float = 1.61
-    dtfm_compute_factor: float = 1.251
-    dtfm_exposed: float = 0.382
-    dtfm_window_gbit: float = 0.414
-    zero3_passes: float = 2.12
-    zero3_resident_parameters: float = 1.19e9
-    zero3_rounds_per_layer: float = 10.6
-    zero3_round_overhead: float = 0.0202
+    loss_hops: float = 4.93
+    hop_overhead: float = 0.00029
+    host_link_factor: float = 1.41
+    deepspeed_serial: float = 1.59
+    dtfm_compute_factor: float = 1.232
+    dtfm_exposed: float = 0.356
+    dtfm_window_gbit: float = 0.408
+    zero3_passes: float = 2.07
+    zero3_resident_parameters: float = 1.18e9
+    zero3_rounds_per_layer: float = 10.8
+    zero3_round_overhead: float = 0.0201
 
     def teraflops_of(self, device: str) -> float:
         """The compute rate of a device of that name."""
