@@ -22,17 +22,19 @@ from sdp4bit_patches import adamw_reference as reference
 from sdp4bit_patches import codec
 from sdp4bit_patches.adamw_reference import AdamWStep
 
-SECOND_MOMENTS = ("updated", "state", "largest")
+SECOND_MOMENTS = ("updated", "state", "largest", "bounded")
 ROUNDED, RSQRT14 = 0, 1  # the native square roots: see sdp4bit.h
 MAX_SCALES = 4
 
 
 def second_moment_rule(configured: str, step: AdamWStep) -> str:
     """What `settled` is in this step: `largest` until the exact second moment has seen 1 / (1 - beta2) gradients, so
-    that it lags behind growing gradients no more, then `state`, which few-bit gradients disturb least."""
+    that it lags behind growing gradients no more, then `bounded`: few-bit gradients disturb the state's own least, and
+    the bound is for rows that have had no gradient for long, of a rare token say, over whose root a step would explode.
+    """
     if configured != "settled":
         return configured
-    return "largest" if step.step <= 1 / (1 - step.beta2) else "state"
+    return "largest" if step.step <= 1 / (1 - step.beta2) else "bounded"
 
 
 def adamw(main: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, gradient: Tensor, step: AdamWStep) -> None:
@@ -57,7 +59,8 @@ def adamw_provisional(
     """Write into `published` (fp32[n]) what `adamw` would make of `main`; nothing else changes.
 
     `gradient` is scaled already: `step.scales` are not used. second_moment: `updated` as in `adamw`; `state`, the
-    state's own, with its own bias correction; `largest`, the larger of the two. In step 1 there is only the updated.
+    state's own, with its own bias correction; `largest`, the larger of the two; `bounded`, the state's own, but half
+    the root of the updated one at least. In step 1 there is only the updated.
     """
     _check(published=published, main=main, exp_avg=exp_avg, exp_avg_sq=exp_avg_sq, gradient=gradient)
     _check_step(step)

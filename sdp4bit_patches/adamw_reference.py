@@ -48,7 +48,8 @@ def adamw_provisional(
     """Write into `published` what `adamw` would make of `main`; nothing else changes. `gradient` is scaled already.
 
     second_moment: `updated` as in `adamw`; `state`, the state's own, from exact gradients only, with its own bias
-    correction; `largest`, for each element the larger of the two. In step 1 there is only the updated one.
+    correction; `largest`, for each element the larger of the two; `bounded`, the state's own, but half the root of the
+    updated one at least. In step 1 there is only the updated one.
     """
     first = torch.lerp(exp_avg, gradient, 1 - step.beta1)
     if second_moment != "state" or step.step == 1:
@@ -56,7 +57,10 @@ def adamw_provisional(
         denominator = _denominator(second, step.step, step)
     if second_moment != "updated" and step.step > 1:
         exact = _denominator(exp_avg_sq, step.step - 1, step)
-        denominator = exact if second_moment == "state" else torch.maximum(denominator, exact)
+        if second_moment == "state":
+            denominator = exact
+        else:
+            denominator = torch.maximum(denominator.mul_(0.5 if second_moment == "bounded" else 1.0), exact)
     torch.mul(main, 1 - step.lr * step.weight_decay, out=published)
     published.addcdiv_(first, denominator, value=-step.lr / (1 - step.beta1**step.step))
 

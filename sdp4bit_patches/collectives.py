@@ -5,7 +5,8 @@ two hops where nodes pair, and runs chunk by chunk, so that one chunk crosses be
 exchanged inside them:
 
     1 quantize                     the whole bucket, in the order of the destinations
-    2 all_to_all                   inside the node: local rank l collects the shards of all ranks in place l
+    2 all_to_all                   inside the node: local rank l collects the shards of all ranks in place l; through
+                                   memory that the node's ranks share, where they do
     3 dequantize_reduce_quantize   sum over the node, never leaving the Hadamard domain
     4 all_to_all                   between the nodes
     5 dequantize_reduce            sum over the nodes, inverse Hadamard
@@ -18,7 +19,7 @@ order: the same bits every time.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -28,7 +29,8 @@ from torch import Tensor
 
 from sdp4bit_patches import codec, wire
 from sdp4bit_patches.exact_slices import ExactSlices
-from sdp4bit_patches.gather import gather_one_by_one
+from sdp4bit_patches.gather import gather_by_node
+from sdp4bit_patches.node_memory import NodeMemory
 from sdp4bit_patches.progress import Scratch
 from sdp4bit_patches.topology import Topology
 from sdp4bit_patches.wire import MessageFormat, StochasticRounding, Stream
@@ -56,7 +58,10 @@ class LinkBytes:
 
 
 class _Hop:
-    """One level's all-to-alls, a chunk at a time: what this rank sends, and what it collects from each source."""
+    """One level's all-to-alls, a chunk at a time: what this rank sends, and what it collects from each source.
+
+    memory: what the ranks of `group` share; they exchange through it, and else by torch's all-to-all.
+    """
 
     def __init__(
         self,
@@ -65,8 +70,8 @@ class _Hop:
         place: int,
         group: dist.ProcessGroup,
         device: torch.device,
+        memory: NodeMemory | None = None,
     ) -> None:
-        self.formats = [stream.format for stream in streams]
         self.group, self.place = group, place
         self.sent, self.received, self.splits = [], [], []
         for chunk in range(len(streams[0].pieces)):
@@ -76,34 +81,58 @@ class _Hop:
             self.splits.append(exchange.splits[0])
             self.sent.append([codec.prepare(layout, device) for layout in exchange.layouts])
             self.received.append([codec.prepare(layout, device) for layout in collected.layouts])
-        self.scratch_sizes = [sum(row) for row in self.splits]
-        self.scratch_sizes += [row[place] * len(row) for row in self.splits]
+        self._sent_bytes = [sum(row) for row in self.splits]
+        self._memory = memory if any(self._sent_bytes) else None
+        self.scratch_sizes = []
+        if self._memory:
+            self._memory.plan(len(destinations) * sum(self._sent_bytes))
+        else:
+            self.scratch_sizes = self._sent_bytes + [row[place] * len(row) for row in self.splits]
 
     def bytes_to(self, destination: int) -> int:
         """What one destination gets, in all chunks."""
         return sum(row[destination] for row in self.splits)
+
+    def buffers(self, scratch: Iterator[Tensor]) -> _HopBuffers:
+        """Where messages lie in this run; `scratch` has the parts of `scratch_sizes`."""
+        if self._memory:
+            return self._shared_buffers()
+        send = [next(scratch) for _ in self.splits]
+        return _HopBuffers(send, [next(scratch).view(len(row), row[self.place]) for row in self.splits])
+
+    def _shared_buffers(self) -> _HopBuffers:
+        """Every rank writes its chunks one after the other; what is for this rank is read where it was written."""
+        num_sources, sent_bytes = len(self.splits[0]), self._sent_bytes
+        ranks = self._memory.half(num_sources * sum(sent_bytes)).view(num_sources, -1).split(sent_bytes, dim=1)
+        send = [chunk[self.place] for chunk in ranks]
+        return _HopBuffers(
+            send, [chunk.split(row, 1)[self.place] for chunk, row in zip(ranks, self.splits, strict=True)]
+        )
 
     def start(self, chunk: int, buffers: _HopBuffers) -> dist.Work | None:
         """Exchange a chunk; None where it is empty on all ranks."""
         row = self.splits[chunk]
         if not any(row):
             return None
+        if self._memory:
+            return self._memory.written(row)
         splits = [row[self.place]] * len(row)
-        send, receive = buffers.send[chunk], buffers.receive[chunk]
-        return dist.all_to_all_single(receive, send, splits, list(row), group=self.group, async_op=True)
+        received = buffers.rows[chunk].view(-1)
+        return dist.all_to_all_single(received, buffers.send[chunk], splits, list(row), group=self.group, async_op=True)
 
     def finish(self, chunk: int, work: dist.Work | None, buffers: _HopBuffers) -> Tensor:
         """Wait for a chunk: uint8[sources, bytes]."""
         if work is not None:
             work.wait()
-        row = self.splits[chunk]
-        return buffers.receive[chunk].view(len(row), row[self.place])
+        return buffers.rows[chunk]
 
 
 @dataclass(frozen=True)
 class _HopBuffers:
+    """By chunk, what this rank sends, uint8[bytes], and what it collects, uint8[sources, bytes]."""
+
     send: Sequence[Tensor]
-    receive: Sequence[Tensor]
+    rows: Sequence[Tensor]
 
 
 class QuantizedReduceScatter:
@@ -164,14 +193,16 @@ class QuantizedReduceScatter:
     def _plan_one_hop(self, device: torch.device) -> _Hop:
         topology = self.topology
         everybody = [[shard] for shard in range(topology.size)]
-        return _Hop(self._streams(0), everybody, topology.rank, topology.flat_group, device)
+        memory = topology.node_memory if topology.shape == "intra" else None
+        return _Hop(self._streams(0), everybody, topology.rank, topology.flat_group, device, memory)
 
     def _plan_two_hops(self, device: torch.device) -> list[_Hop]:
         topology = self.topology
         inside = wire.two_level_destinations(topology.nodes)
         between = [[shard] for shard in inside[topology.local_rank]]
         place = between.index([topology.rank])
-        first = _Hop(self._streams(0), inside, topology.local_rank, topology.intra_group, device)
+        memory = topology.node_memory
+        first = _Hop(self._streams(0), inside, topology.local_rank, topology.intra_group, device, memory)
         return [first, _Hop(self._streams(1), between, place, topology.inter_group, device)]
 
     def _of_own_shard(self, stream: int, received: codec.PreparedLayout, device: torch.device) -> codec.PreparedLayout:
@@ -212,8 +243,8 @@ class QuantizedReduceScatter:
             output.index_copy_(0, self._own_exact, own_exact.to(output.dtype))
 
     def _buffers(self, scratch: Scratch) -> list[_HopBuffers]:
-        parts, chunks = iter(scratch.parts(self.scratch_sizes)), range(len(self._outputs))
-        return [_HopBuffers([next(parts) for _ in chunks], [next(parts) for _ in chunks]) for _ in self._hops]
+        parts = iter(scratch.parts(self.scratch_sizes))
+        return [hop.buffers(parts) for hop in self._hops]
 
     def _quantize(
         self, chunk: int, inputs: Sequence[Tensor], buffers: _HopBuffers, rounding: Rounding
@@ -235,21 +266,47 @@ class QuantizedReduceScatter:
 
 
 class PlainReduceScatter:
-    """Reduce-scatters a bucket in `dtype`, in one hop; summed in fp32, in the order of the ranks."""
+    """Reduce-scatters a bucket in `dtype`, summed in fp32 in the order of the ranks; between paired nodes the sum of
+    a node travels, rounded to `dtype` once more."""
 
     def __init__(self, num_elements: int, topology: Topology, dtype: torch.dtype) -> None:
-        self._topology, self._dtype = topology, dtype
+        self._topology, self._dtype, self._num_elements = topology, dtype, num_elements
         self.scratch_sizes = [wire.align(num_elements * dtype.itemsize)] * 2
-        self._num_elements = num_elements
+        if topology.shape == "two-level":
+            self._destinations = wire.two_level_destinations(topology.nodes)
+        else:
+            self._destinations = [[shard] for shard in range(topology.size)]
 
     def run(self, output: Tensor, input: Tensor, scratch: Scratch) -> None:
         """Sum `input` [num_elements], rounded to `dtype`, over the ranks into fp32 `output` [shard]."""
         num_bytes = self._num_elements * self._dtype.itemsize
         sent, received = (part[:num_bytes].view(self._dtype) for part in scratch.parts(self.scratch_sizes))
-        dist.all_to_all_single(received, sent.copy_(input), group=self._topology.flat_group)
-        output.zero_()
-        for row in received.view(self._topology.size, -1):
-            output.add_(row)
+        shards = input.view(self._topology.size, -1)
+        order = [shard for destination in self._destinations for shard in destination]
+        for target, shard in zip(sent.view_as(shards), order, strict=True):
+            target.copy_(shards[shard])
+        if self._topology.intra_group is None:
+            dist.all_to_all_single(received, sent, group=self._topology.flat_group)
+            _sum_rows(received.view(self._topology.size, -1), output)
+        else:
+            self._sum_by_node(output, sent, received)
+
+    def _sum_by_node(self, output: Tensor, sent: Tensor, received: Tensor) -> None:
+        """Both hops, in the two buffers of the first: the second moves a part of them."""
+        local, nodes = len(self._destinations), len(self._topology.nodes)
+        dist.all_to_all_single(received, sent, group=self._topology.intra_group)
+        across, arrived = sent.view(self._topology.size, -1)[: 2 * nodes].split(nodes)
+        for place in range(nodes):
+            _sum_rows(received.view(local, nodes, -1)[:, place], output)
+            across[place].copy_(output)
+        dist.all_to_all_single(arrived.view(-1), across.view(-1), group=self._topology.inter_group)
+        _sum_rows(arrived, output)
+
+
+def _sum_rows(rows: Tensor, output: Tensor) -> None:
+    output.zero_()
+    for row in rows:
+        output.add_(row)
 
 
 def _only_format(topology: Topology, intra: MessageFormat, inter: MessageFormat) -> MessageFormat:
@@ -299,7 +356,11 @@ class QuantizedAllGather:
         self._own = codec.prepare(own, device)
         self._all = codec.prepare(self._gather.layout, device)
         self._by_rank = [codec.prepare(wire.pack(message_format, [piece]), device) for piece in pieces]
+        self._memory = topology.node_memory if self._gather.stride else None
         self.scratch_sizes = [self._gather.stride, self._gather.layout.num_bytes]
+        if self._memory:
+            self._memory.plan(self._gather.layout.num_bytes)
+            self.scratch_sizes = []
         if self.exact:
             self._own_exact = self.exact.within_shard(topology.rank)
             self._received_exact = self._places_of_exact(device)
@@ -312,21 +373,32 @@ class QuantizedAllGather:
 
     @cached_property
     def link_bytes(self) -> LinkBytes:
-        """What one run sends to other ranks."""
-        return _by_link(self.topology, lambda _rank: self._gather.stride)
+        """What one run sends to other ranks: between paired nodes every message once, for the node to share."""
+        topology, stride = self.topology, self._gather.stride
+        if topology.shape != "two-level":
+            return _by_link(topology, lambda _rank: stride)
+        nodes, others = len(topology.nodes), len(topology.nodes[0]) - 1
+        return LinkBytes(nodes * others * stride, (nodes - 1) * stride)
 
     def run(self, model: Tensor, main: Tensor, scratch: Scratch, rounding: Rounding = round_to_nearest) -> None:
         """Bring `model` [num_elements] to what the ranks' fp32 `main` [shard] say, the same bits on all ranks.
 
         Call it within a job of `progress`.
         """
-        send, received = scratch.parts(self.scratch_sizes)
+        send, received = self._buffers(scratch)
         shard = model[self.topology.rank * self.shard_size :][: self.shard_size]
         self._write(send, shard, main, rounding(self.format, 0))
         self._gather_and_apply(received, send, model)
         if self.exact:
             values = received.view(self._dtype).index_select(0, self._received_exact)
             model.index_copy_(0, self.exact.index, values)
+
+    def _buffers(self, scratch: Scratch) -> tuple[Tensor, Tensor]:
+        """What this rank sends, and what all ranks do, in which its own message lies where ranks share memory."""
+        if not self._memory:
+            return scratch.parts(self.scratch_sizes)
+        received = self._memory.half(self._gather.layout.num_bytes)
+        return received.view(self.topology.size, -1)[self.topology.rank], received
 
     def _gather_and_apply(self, received: Tensor, send: Tensor, model: Tensor) -> None:
         """On gloo each message is used while the others travel; elsewhere one kernel uses all of them."""
@@ -336,7 +408,7 @@ class QuantizedAllGather:
             dist.all_gather_into_tensor(received, send, group=group)
             apply(received, model, self._all)
             return
-        for rank in gather_one_by_one(received, send, group):
+        for rank in gather_by_node(received, send, self.topology):
             apply(received[rank * stride :][:stride], model, self._by_rank[rank])
 
     def _write(self, send: Tensor, shard: Tensor, main: Tensor, rounding: StochasticRounding | None) -> None:

@@ -88,7 +88,11 @@ class DuoBucket:
     @property
     def link_bytes(self) -> LinkBytes:
         """What an fp32 slow sync sends from this rank to others."""
-        return self._plans["fp32"].link_bytes
+        return self.slow_bytes("fp32")
+
+    def slow_bytes(self, dtype: str) -> LinkBytes:
+        """What a slow sync in `dtype` (fp32 or bf16) sends from this rank to others."""
+        return self._plans[dtype].link_bytes
 
     @property
     def num_bytes(self) -> int:
@@ -166,6 +170,10 @@ class StepClock:
     def __init__(self) -> None:
         self.exposed_ms = 0.0
         self._launched = self._done = self._arrived = self._step_begun = 0.0
+
+    def forget(self) -> None:
+        """Count nothing of what has happened since the step began: the next step is the first of its kind."""
+        self.exposed_ms = self._launched = self._done = self._arrived = self._step_begun = 0.0
 
     def launched(self) -> None:
         """The slow sync begins now."""
@@ -266,6 +274,12 @@ class Duo:
             self.launch()
         self.clock.arrived()
         self.clock.exposed_ms += bucket.wait()
+
+    def pause(self) -> None:
+        """Training stops for a while: wait for what is under way, and let the policy count nothing of this step."""
+        for bucket in self.buckets:
+            bucket.wait()
+        self.clock.forget()
 
     def flush(self) -> None:
         """Finish every slow step that is due: x is then the state after all gradients so far."""

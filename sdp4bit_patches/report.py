@@ -48,7 +48,20 @@ def report_lines(session: Session, model_chunks: list[Any]) -> list[str]:
         channel = "host memory over gloo" if session.config.duo_slow_channel == "host" else "the device"
         lines.append(f"  behind the next step, from {channel}: {_mebibytes(slow)}; evaluation is of the fast weights")
         lines.append(f"  memory of the second sync: {session.duo.num_bytes / MIB:.1f} MiB")
+    lines += _between_ranks_of_a_node(session, groups)
     lines.append(f"  scratch memory: {session.scratch_bytes / MIB:.1f} MiB, allocated once")
+    return lines
+
+
+def _between_ranks_of_a_node(session: Session, groups: list[Any]) -> list[str]:
+    """How the ranks of a node exchange on gloo, and why not through shared memory where they do not."""
+    topologies = {id(messages.topology): messages.topology for _, _, messages in _buckets(groups) if messages}
+    reasons = sorted({found.node_network for found in topologies.values()} - {""})
+    lines = [f"  inside a node through the network stack, not through shared memory: {reason}" for reason in reasons]
+    if session.node_memory_bytes:
+        lines.append(
+            f"  inside a node through memory that its ranks share, {session.node_memory_bytes / MIB:.1f} MiB in all"
+        )
     return lines
 
 

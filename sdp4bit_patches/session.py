@@ -68,12 +68,21 @@ class Session:
         """The size of the scratch memory, once the buckets are planned."""
         return self._scratch.num_bytes if self._scratch else 0
 
+    @property
+    def node_memory_bytes(self) -> int:
+        """What this rank's nodes share in memory, all of their ranks together, once the buckets are planned."""
+        memories = [found.node_memory for found in self._topologies.values()]
+        return sum(memory.num_bytes for memory in memories if memory)
+
     def topology(self, group: dist.ProcessGroup, is_slow: bool = False) -> Topology:
         """The nodes of a group, found once for each channel; all of its ranks ask in the same order."""
         key = (tuple(dist.get_process_group_ranks(group)), is_slow)
         if key not in self._topologies:
             backend = self._slow_backend if is_slow else None
-            self._topologies[key] = topology.discover(group, self.config.node_size, backend, self.config.nodes)
+            share_memory = self.config.node_channel == "memory"
+            self._topologies[key] = topology.discover(
+                group, self.config.node_size, backend, share_memory, self.config.nodes
+            )
         return self._topologies[key]
 
     def slow_group(self, group: dist.ProcessGroup) -> dist.ProcessGroup:

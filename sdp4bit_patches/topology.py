@@ -16,6 +16,8 @@ from datetime import timedelta
 import torch.distributed as dist
 from torch.distributed import distributed_c10d
 
+from sdp4bit_patches.node_memory import NodeMemory, NodeMemoryError
+
 
 @dataclass(frozen=True)
 class Topology:
@@ -25,6 +27,7 @@ class Topology:
     `flat_group` spans all ranks; `intra_group` this rank's node; `inter_group` the ranks in this rank's place on every
     node. All three are this package's own: what the training script does on its groups can't get between.
     `intra_group` and `inter_group` are None where `shape` has a single level.
+    `node_memory` is shared by the ranks of this rank's node; None where there is none, for the reason `node_network`.
     """
 
     nodes: tuple[tuple[int, ...], ...]
@@ -32,6 +35,8 @@ class Topology:
     flat_group: dist.ProcessGroup
     intra_group: dist.ProcessGroup | None
     inter_group: dist.ProcessGroup | None
+    node_memory: NodeMemory | None = None
+    node_network: str = ""
 
     @property
     def size(self) -> int:
@@ -84,35 +89,57 @@ def discover(
     group: dist.ProcessGroup,
     node_size: int | None = None,
     backend: str | None = None,
+    share_memory: bool = True,
     nodes_of_ranks: Sequence[int] | None = None,
 ) -> Topology:
     """Find the nodes of `group` and make the groups of its hops; every rank of `group` calls it, in the same order.
 
     backend: of the groups that are made; that of `group` by default.
     node_size: ranks of a node by their number in the whole job (rank // node_size); None compares host names.
-    nodes_of_ranks: the node of every rank of the job, instead of both.
+    share_memory: let the ranks of a node exchange through memory, where they pair and the backend is gloo.
+    nodes_of_ranks: the node of every rank of the job, instead of both; one may span hosts, a region's say.
 
     Raises:
         ValueError: `nodes_of_ranks` is of another number of ranks.
     """
-    name: object = socket.gethostname() if node_size is None else dist.get_rank() // node_size
-    if nodes_of_ranks is not None:
-        given, ranks = len(nodes_of_ranks), dist.get_world_size()
-        if given != ranks:
-            raise ValueError(f"--node-of-rank has {given} numbers, the job {ranks} ranks; give one for every rank")
-        name = nodes_of_ranks[dist.get_rank()]
-    names: list[object] = [None] * group.size()
-    dist.all_gather_object(names, name, group=group)
+    hosts: list[object] = [None] * group.size()
+    dist.all_gather_object(hosts, (_node_name(node_size, nodes_of_ranks), socket.gethostname()), group=group)
+    names = [name for name, _ in hosts]
     nodes = group_by_node(names)
     ranks = dist.get_process_group_ranks(group)
     rank = group.rank()
     flat_group = own_group(ranks, group, backend)
-    if shape(nodes) != "two-level":
-        return Topology(nodes, rank, flat_group, None, None)
-    node = next(members for members in nodes if rank in members)
-    place = [members[node.index(rank)] for members in nodes]
-    intra, inter = (own_group([ranks[member] for member in members], group, backend) for members in (node, place))
-    return Topology(nodes, rank, flat_group, intra, inter)
+    intra = inter = None
+    if shape(nodes) == "two-level":
+        node = next(members for members in nodes if rank in members)
+        place = [members[node.index(rank)] for members in nodes]
+        intra, inter = (own_group([ranks[member] for member in members], group, backend) for members in (node, place))
+    node_group = flat_group if shape(nodes) == "intra" else intra
+    one_host = len({hosts[member][1] for members in nodes if rank in members for member in members}) == 1
+    memory = _node_memory(node_group, share_memory) if one_host else (None, "the node spans several hosts")
+    return Topology(nodes, rank, flat_group, intra, inter, *memory)
+
+
+def _node_name(node_size: int | None, nodes_of_ranks: Sequence[int] | None) -> object:
+    """What the ranks of this rank's node have in common."""
+    if nodes_of_ranks is None:
+        return socket.gethostname() if node_size is None else dist.get_rank() // node_size
+    given, ranks = len(nodes_of_ranks), dist.get_world_size()
+    if given != ranks:
+        raise ValueError(f"--node-of-rank has {given} numbers, the job {ranks} ranks; give one for every rank")
+    return nodes_of_ranks[dist.get_rank()]
+
+
+def _node_memory(node_group: dist.ProcessGroup | None, share_memory: bool) -> tuple[NodeMemory | None, str]:
+    """See `Topology`: the memory, or why there is none."""
+    if node_group is None or node_group.size() == 1 or dist.get_backend(node_group) != "gloo":
+        return None, ""
+    if not share_memory:
+        return None, "--node-channel network"
+    try:
+        return NodeMemory(node_group), ""
+    except NodeMemoryError as error:
+        return None, str(error)
 
 
 def own_group(ranks: list[int], like: dist.ProcessGroup, backend: str | None = None) -> dist.ProcessGroup:

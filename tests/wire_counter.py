@@ -7,6 +7,11 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor
 
+from sdp4bit_patches import collectives, gather
+from sdp4bit_patches.node_memory import NodeMemory
+
+_written = NodeMemory.written
+
 
 class WireCounter:
     """Stands in for `torch.distributed` in a module, and adds up the bytes that this rank sends to other ranks.
@@ -16,6 +21,12 @@ class WireCounter:
 
     def __init__(self, hosts: str) -> None:
         self.hosts, self.intra, self.inter, self.num_calls = hosts, 0, 0, 0
+
+    def listen(self, patch: Any) -> None:
+        """Let the collectives go through it; `patch(owner, name, value)` is setattr, or a monkeypatch's."""
+        for module in (collectives, gather):
+            patch(module, "dist", self)
+        patch(NodeMemory, "written", lambda memory, num_bytes: self.written(memory, num_bytes))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(dist, name)
@@ -27,14 +38,28 @@ class WireCounter:
             self.inter += num_bytes * (not near)
 
     def all_to_all_single(
-        self, output: Tensor, input: Tensor, output_splits: list[int], input_splits: list[int], **more: Any
+        self,
+        output: Tensor,
+        input: Tensor,
+        output_splits: list[int] | None = None,
+        input_splits: list[int] | None = None,
+        **more: Any,
     ) -> Any:
         """Counts what each destination gets."""
-        assert sum(input_splits) == len(input), "all of the input is sent"
-        for rank, split in zip(dist.get_process_group_ranks(more["group"]), input_splits, strict=True):
+        ranks = dist.get_process_group_ranks(more["group"])
+        splits = input_splits or [len(input) // len(ranks)] * len(ranks)
+        assert sum(splits) == len(input), "all of the input is sent"
+        for rank, split in zip(ranks, splits, strict=True):
             self._count(rank, split * input.element_size())
         self.num_calls += 1
         return dist.all_to_all_single(output, input, output_splits, input_splits, **more)
+
+    def written(self, memory: Any, num_bytes: list[int]) -> Any:
+        """Stands in for `NodeMemory.written`."""
+        for rank, size in zip(dist.get_process_group_ranks(memory.group), num_bytes, strict=True):
+            self._count(rank, size)
+        self.num_calls += 1
+        return _written(memory, num_bytes)
 
     def isend(self, tensor: Tensor, group: dist.ProcessGroup, group_dst: int) -> Any:
         """Counts the message."""

@@ -18,14 +18,16 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def table(comparisons: list[Comparison]) -> str:
     """A Markdown table with a row for each variant."""
-    head = ["variant", "validation loss by seed", "mean difference", "standard error", "demanded", ""]
+    head = ["variant", "validation loss by seed", "mean difference", "standard error", "gap closed", "demanded", ""]
     return markdown_rows([head, *map(_row, comparisons)])
 
 
 def _row(comparison: Comparison) -> list[str]:
     losses = ", ".join(f"{loss:.4f}" for loss in comparison.losses)
     error = "one seed" if len(comparison.differences) == 1 else f"{comparison.standard_error:.3f} %"
-    return [comparison.variant.name, losses, f"{comparison.mean:+.3f} %", error, comparison.demand, comparison.verdict]
+    closed = "" if comparison.closed is None else f"{comparison.closed:.0f} %"
+    mean = f"{comparison.mean:+.3f} %"
+    return [comparison.variant.name, losses, mean, error, closed, comparison.demand, comparison.verdict]
 
 
 def write_report(
@@ -51,13 +53,22 @@ def _page(experiment: Experiment, path: Path, comparisons: list[Comparison], out
                 _shape(experiment),
                 table(comparisons),
                 f"A difference is loss of the variant / loss of {experiment.reference} with the same seed − 1, in %; "
-                "its standard error is that of the mean over the seeds. Above 0 is worse.",
+                "its standard error is that of the mean over the seeds. Above 0 is worse." + _gap(experiment),
                 f"![Differences of the validation loss by variant and seed]({pictures[1].name})",
                 f"![Training loss and its distance from {experiment.reference}]({pictures[0].name})",
                 flags,
             ]
         )
         + "\n"
+    )
+
+
+def _gap(experiment: Experiment) -> str:
+    pairs = [f"{v.name} of {v.repairs}" for v in experiment.variants if v.repairs]
+    return (
+        f" Gap closed: the share of a variant's mean difference that another has not ({', '.join(pairs)})."
+        if pairs
+        else ""
     )
 
 

@@ -24,11 +24,15 @@ class Outcome(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """A variant's validation losses, and their differences in % from the reference with the same seed; by seed."""
+    """A variant's validation losses, and their differences in % from the reference with the same seed; by seed.
+
+    `repaired`: the differences of the variant that it repairs.
+    """
 
     variant: Variant
     losses: list[float]
     differences: list[float]
+    repaired: list[float] | None = None
 
     @property
     def mean(self) -> float:
@@ -42,20 +46,29 @@ class Comparison(NamedTuple):
         return statistics.stdev(self.differences) / math.sqrt(count) if count > 1 else math.nan
 
     @property
+    def closed(self) -> float | None:
+        """Share in % of the repaired variant's mean difference that this one has not; None where it repairs none."""
+        if self.repaired is None:
+            return None
+        return 100 * (1 - self.mean / statistics.fmean(self.repaired))
+
+    @property
     def demand(self) -> str:
         """What is demanded of the mean, in words."""
         within, at_least = self.variant.within, self.variant.at_least
         parts = [] if within is None else [f"within ±{within:g} %"]
-        return " and ".join([*parts, *([] if at_least is None else [f"at least {at_least:+g} %"])])
+        parts += [] if at_least is None else [f"at least {at_least:+g} %"]
+        repairs, share = self.variant.repairs, self.variant.closes_at_least
+        return " and ".join([*parts, *([] if repairs is None else [f"{share:g} % of {repairs}'s closed"])])
 
     @property
     def verdict(self) -> str:
         """`met` or `missed`; empty where nothing is demanded. A loss that is NaN meets nothing."""
-        within, at_least = self.variant.within, self.variant.at_least
-        if within is None and at_least is None:
-            return ""
-        kept = (within is None or abs(self.mean) <= within) and (at_least is None or self.mean >= at_least)
-        return "met" if kept else "missed"
+        within, at_least, share = self.variant.within, self.variant.at_least, self.variant.closes_at_least
+        kept = [] if within is None else [abs(self.mean) <= within]
+        kept += [] if at_least is None else [self.mean >= at_least]
+        kept += [] if self.closed is None else [self.closed >= share]
+        return "" if not kept else "met" if all(kept) else "missed"
 
 
 def compare(experiment: Experiment, outcomes: list[Outcome]) -> list[Comparison]:
@@ -67,4 +80,5 @@ def compare(experiment: Experiment, outcomes: list[Outcome]) -> list[Comparison]
         others = [losses[experiment.reference, seed] for seed in experiment.seeds]
         differences = [100 * (mine / theirs - 1) for mine, theirs in zip(own, others, strict=True)]
         comparisons.append(Comparison(variant, own, differences))
-    return comparisons
+    by_name = {comparison.variant.name: comparison.differences for comparison in comparisons}
+    return [comparison._replace(repaired=by_name.get(comparison.variant.repairs)) for comparison in comparisons]

@@ -80,7 +80,7 @@ def formula(config: CommConfig, topology: Topology, shard: int) -> dict[str, Lin
     weights = config.weight_format.num_bytes(shard)
     return {
         "reduce-scatter": LinkBytes((local - 1) * nodes * intra, (nodes - 1) * inter),
-        "all-gather": LinkBytes((local - 1) * weights, (topology.size - local) * weights),
+        "all-gather": LinkBytes((local - 1) * nodes * weights, (nodes - 1) * weights),
     }
 
 
@@ -91,8 +91,7 @@ def count_bytes(quantized: Quantized, node_size: int) -> list[dict[str, Any]]:
         ValueError: the two differ.
     """
     expected = formula(quantized.config, quantized.topology, quantized.tensors.shard)
-    other_nodes = len(quantized.topology.nodes) - 1
-    crossing = {"reduce-scatter": other_nodes, "all-gather": other_nodes * node_size}
+    crossing = len(quantized.topology.nodes) - 1
     rows = []
     for kind, run in (("reduce-scatter", quantized.run_reduce_scatter), ("all-gather", quantized.run_all_gather)):
         with sent_bytes(node_size) as sent:
@@ -100,7 +99,7 @@ def count_bytes(quantized: Quantized, node_size: int) -> list[dict[str, Any]]:
         counted = LinkBytes(sent.intra, sent.inter)
         if counted != expected[kind]:
             raise ValueError(f"{OURS[kind]} sends {counted}, but wire.py says {expected[kind]}")
-        bits = 8 * counted.inter / (crossing[kind] * quantized.tensors.shard)
+        bits = 8 * counted.inter / (crossing * quantized.tensors.shard)
         limit = {"reduce-scatter": 4.27, "all-gather": 4.02}[kind]
         row = {"kind": kind, "intra_bytes": counted.intra, "inter_bytes": counted.inter, "num_calls": sent.num_calls}
         rows.append(row | {"inter_bits_per_element": bits, "at_most": limit})

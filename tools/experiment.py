@@ -16,7 +16,8 @@ from megatron.training.validation import validate_args
 from tools.plot_runs import RunMetrics, read_run
 
 _KEYS = {"title", "config", "num-processes", "seeds", "reference", "variants"}
-_VARIANT_KEYS = {"flags", "within", "at-least"}
+_OPTIONAL_KEYS = {"flags"}
+_VARIANT_KEYS = {"flags", "within", "at-least", "repairs", "closes-at-least"}
 
 
 @dataclass(frozen=True)
@@ -24,17 +25,23 @@ class Variant:
     """A run's further flags, and the mean difference from the reference, in %, that is demanded of it.
 
     `within`: its magnitude is at most this. `at_least`: it is at least this (a negative control). None: no demand.
+    `repairs`: the variant whose difference this one is to make smaller, by at least `closes_at_least` % of it.
     """
 
     name: str
     flags: tuple[str, ...]
     within: float | None = None
     at_least: float | None = None
+    repairs: str | None = None
+    closes_at_least: float | None = None
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """`variants` of the run in `config`, with every one of `seeds`, each compared with `reference` of the same seed."""
+    """`variants` of the run in `config`, with every one of `seeds`, each compared with `reference` of the same seed.
+
+    `flags`: further ones of all runs.
+    """
 
     title: str
     config: str
@@ -42,10 +49,20 @@ class Experiment:
     seeds: tuple[int, ...]
     reference: str
     variants: tuple[Variant, ...]
+    flags: tuple[str, ...] = ()
 
     def words(self, variant: Variant, seed: int) -> list[str]:
         """The command line of one run. Rounding is as random as the weights: it takes the same seed."""
-        return ["--config", self.config, *variant.flags, "--seed", str(seed), "--quantization-seed", str(seed)]
+        return [
+            "--config",
+            self.config,
+            *self.flags,
+            *variant.flags,
+            "--seed",
+            str(seed),
+            "--quantization-seed",
+            str(seed),
+        ]
 
 
 def read_experiment(path: Path) -> Experiment:
@@ -59,13 +76,19 @@ def read_experiment(path: Path) -> Experiment:
         table = tomllib.loads(path.read_text())
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{path} is not valid TOML: {error}") from error
-    _check_keys(path, table, _KEYS, required=_KEYS)
+    _check_keys(path, table, _KEYS | _OPTIONAL_KEYS, required=_KEYS)
     variants = tuple(_variant(f"{path}, variants.{name}", name, values) for name, values in table["variants"].items())
     names = [variant.name for variant in variants]
     if table["reference"] not in names:
         raise ValueError(f"{path}: reference = {table['reference']!r} is not among the variants: {', '.join(names)}")
     numbers = (table["num-processes"], tuple(table["seeds"]))
-    experiment = Experiment(table["title"], table["config"], *numbers, table["reference"], variants)
+    flags = tuple(shlex.split(table.get("flags", "")))
+    experiment = Experiment(table["title"], table["config"], *numbers, table["reference"], variants, flags)
+    for variant in variants:
+        if variant.repairs not in (None, *names):
+            raise ValueError(
+                f"{path}, variants.{variant.name}: repairs = {variant.repairs!r} is not among the variants"
+            )
     for variant in variants:
         try:
             arguments(experiment, variant, experiment.seeds[0])
@@ -76,7 +99,10 @@ def read_experiment(path: Path) -> Experiment:
 
 def _variant(where: str, name: str, values: dict[str, Any]) -> Variant:
     _check_keys(where, values, _VARIANT_KEYS, required={"flags"})
-    return Variant(name, tuple(shlex.split(values["flags"])), values.get("within"), values.get("at-least"))
+    if ("repairs" in values) != ("closes-at-least" in values):
+        raise ValueError(f"{where}: repairs names a variant and closes-at-least its share in %; give both or none")
+    demands = (values.get(key) for key in ("within", "at-least", "repairs", "closes-at-least"))
+    return Variant(name, tuple(shlex.split(values["flags"])), *demands)
 
 
 def _check_keys(where: Any, table: dict[str, Any], known: set[str], required: set[str]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +11,8 @@ from unittest import mock
 
 import torch.distributed as dist
 from torch import Tensor
+
+from sdp4bit_patches.node_memory import NodeMemory
 
 
 @dataclass
@@ -60,6 +62,10 @@ class SentBytes:
         sizes[group_dst] = tensor.numel() * tensor.itemsize
         self.add(sizes, group)
 
+    def written(self, memory: NodeMemory, num_bytes: Sequence[int]) -> None:
+        """Count what is written into memory of a node, for its ranks."""
+        self.add(list(num_bytes), memory.group)
+
 
 @contextmanager
 def sent_bytes(node_size: int) -> Iterator[SentBytes]:
@@ -68,15 +74,16 @@ def sent_bytes(node_size: int) -> Iterator[SentBytes]:
     Other collectives that carry tensors raise `AssertionError`, so that nothing travels uncounted.
     """
     counted = SentBytes(node_size)
-    names = {name: _counting(counted, name) for name in ("all_to_all_single", "all_gather_into_tensor", "isend")}
+    names = {name: _counting(counted, dist, name) for name in ("all_to_all_single", "all_gather_into_tensor", "isend")}
     names |= {name: _refusing(name) for name in ("all_to_all", "all_gather", "all_reduce", "reduce_scatter_tensor")}
     names |= {name: _refusing(name) for name in ("reduce_scatter", "broadcast", "send", "batch_isend_irecv")}
-    with mock.patch.multiple(dist, **names):
+    written = _counting(counted, NodeMemory, "written")
+    with mock.patch.multiple(dist, **names), mock.patch.object(NodeMemory, "written", written):
         yield counted
 
 
-def _counting(counted: SentBytes, name: str) -> Callable[..., Any]:
-    original = getattr(dist, name)
+def _counting(counted: SentBytes, owner: Any, name: str) -> Callable[..., Any]:
+    original = getattr(owner, name)
 
     @functools.wraps(original)
     def call(*args: Any, **kwargs: Any) -> Any:

@@ -90,6 +90,14 @@ class Scenario:
         return self.bandwidth[np.ix_(self.host_of_device, self.host_of_device)]
 
 
+def uniform_scenario(num_hosts: int, devices_per_host: int, bandwidth: float, delay: float = 0.0) -> Scenario:
+    """Equal hosts, each reached by each other with `bandwidth` (bit/s) and `delay` (seconds, one way)."""
+    apart = ~np.eye(num_hosts, dtype=bool)
+    hosts = (Host("one", devices_per_host, np.inf),) * num_hosts
+    name = f"{num_hosts} hosts at {bandwidth / 1e6:g} Mbit/s"
+    return Scenario(name, hosts, np.where(apart, delay, 0.0), np.where(apart, bandwidth, np.inf))
+
+
 def read_scenario(name: str, folder: Path = FOLDER) -> Scenario:
     """The scenario of this name in `folder`, or in the file of that path (`NAME.toml`).
 

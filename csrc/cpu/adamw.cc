@@ -8,7 +8,7 @@ int run_adamw(const AdamwJob& job, int64_t num_elements, const sdp4bit_adamw_ste
               const sdp4bit_execution& execution) {
   const Kernels* kernels = kernels_for(execution.isa);
   if (kernels == nullptr) return SDP4BIT_UNSUPPORTED_ISA;
-  const bool rules = job.second_moment >= SDP4BIT_UPDATED && job.second_moment <= SDP4BIT_LARGEST;
+  const bool rules = job.second_moment >= SDP4BIT_UPDATED && job.second_moment <= SDP4BIT_BOUNDED;
   const bool roots = step.square_root >= SDP4BIT_SQRT_ROUNDED && step.square_root <= SDP4BIT_SQRT_RSQRT14;
   if (!is_valid(step) || !rules || !roots || num_elements < 0) return SDP4BIT_INVALID_ARGUMENT;
   if (step.square_root == SDP4BIT_SQRT_RSQRT14 && kernels_for(SDP4BIT_ISA_AVX512) == nullptr) {

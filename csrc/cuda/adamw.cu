@@ -81,7 +81,7 @@ int sdp4bit_adamw(float* main, float* exp_avg, float* exp_avg_sq, const float* g
 int sdp4bit_adamw_provisional(float* published, const float* main, const float* exp_avg, const float* exp_avg_sq,
                               const float* gradient, int64_t num_elements, const sdp4bit_adamw_step* step,
                               int32_t second_moment, const sdp4bit_execution* execution) {
-  if (second_moment < SDP4BIT_UPDATED || second_moment > SDP4BIT_LARGEST) return SDP4BIT_INVALID_ARGUMENT;
+  if (second_moment < SDP4BIT_UPDATED || second_moment > SDP4BIT_BOUNDED) return SDP4BIT_INVALID_ARGUMENT;
   return launch_adamw(adamw_provisional_kernel, num_elements, *step, *execution, published, main, exp_avg, exp_avg_sq,
                       gradient, num_elements, adamw_numbers(*step), second_moment_rule(*step, second_moment));
 }

@@ -64,7 +64,7 @@ typedef struct {
 } sdp4bit_execution;
 
 /* Which second moment a provisional AdamW step divides by: see sdp4bit_adamw_provisional. */
-enum { SDP4BIT_UPDATED = 0, SDP4BIT_STATE = 1, SDP4BIT_LARGEST = 2 };
+enum { SDP4BIT_UPDATED = 0, SDP4BIT_STATE = 1, SDP4BIT_LARGEST = 2, SDP4BIT_BOUNDED = 3 };
 /* AdamW's square root. RSQRT14: x * rsqrt14(x), refined once by Newton's method, as MKL and so torch computes it with
  * AVX-512 (at most 1 ulp too small); needs a processor that has it. CUDA knows ROUNDED, to nearest, only. */
 enum { SDP4BIT_SQRT_ROUNDED = 0, SDP4BIT_SQRT_RSQRT14 = 1 };
@@ -118,8 +118,9 @@ int sdp4bit_dequantize_reduce_quantize(const uint8_t* payloads, int64_t source_s
 int sdp4bit_adamw(float* main, float* exp_avg, float* exp_avg_sq, const float* gradient, int64_t num_elements,
                   const sdp4bit_adamw_step* step, const sdp4bit_execution* execution);
 
-/* Write into `published` what sdp4bit_adamw would make of main with a gradient that is scaled already. It divides by the second moment as updated by the
- * gradient, by the state's own (with its bias correction), or by the larger of the two; in step 1 by the updated. */
+/* Write into `published` what sdp4bit_adamw would make of main with a gradient that is scaled already. It divides by
+ * the root of the second moment as updated by the gradient, of the state's own (with its bias correction), by the larger
+ * of the two, or by the larger of the state's and half the updated one (BOUNDED); in step 1 by the updated. */
 int sdp4bit_adamw_provisional(float* published, const float* main, const float* exp_avg, const float* exp_avg_sq,
                               const float* gradient, int64_t num_elements, const sdp4bit_adamw_step* step,
                               int32_t second_moment, const sdp4bit_execution* execution);

@@ -11,16 +11,16 @@ from collective_oracle import Case, same_bits
 from torch import Tensor
 from wire_counter import WireCounter
 
-from sdp4bit_patches import collectives, gather, topology
+from sdp4bit_patches import topology
 from sdp4bit_patches.collectives import LinkBytes, QuantizedAllGather, QuantizedReduceScatter
 from sdp4bit_patches.progress import Scratch
 
 
-def discover(hosts: str) -> topology.Topology:
+def discover(hosts: str, share_memory: bool = True) -> topology.Topology:
     """The topology of ranks whose host names are those letters."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(topology, "socket", SimpleNamespace(gethostname=lambda: hosts[torch.distributed.get_rank()]))
-        return topology.discover(torch.distributed.group.WORLD)
+        return topology.discover(torch.distributed.group.WORLD, share_memory=share_memory)
 
 
 @dataclass
@@ -38,8 +38,7 @@ def _run(plan, ranks: topology.Topology, hosts: str, run) -> Result:
     scratch.reserve(plan.scratch_sizes)
     with pytest.MonkeyPatch.context() as patch:
         counter = WireCounter(hosts)
-        for module in (collectives, gather):
-            patch.setattr(module, "dist", counter)
+        counter.listen(patch.setattr)
         output = run(scratch)
     return Result(output, plan.link_bytes, LinkBytes(counter.intra, counter.inter), counter.num_calls)
 

@@ -76,8 +76,8 @@ def test_counted_bytes_are_those_of_the_formula(knobs: dict) -> None:
     assert gradients["inter_bytes"] == shard // 2 + shard // 128 * 4
     assert gradients["intra_bytes"] == 2 * (shard + shard // 128 * 4)
     assert gradients["inter_bits_per_element"] == 4.25
-    assert weights["inter_bytes"] == 2 * (message := shard // 2 + max(16, shard // 2048 * 4))
-    assert weights["intra_bytes"] == message
+    assert weights["inter_bytes"] == (message := shard // 2 + max(16, shard // 2048 * 4))
+    assert weights["intra_bytes"] == 2 * message
 
 
 def _traffic_against_another_formula() -> None:

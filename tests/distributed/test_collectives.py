@@ -15,10 +15,14 @@ from collective_oracle import Case, gathered, reduce_scattered, same_bits
 from collective_runs import Result, all_gather, discover, reduce_scatter, weights
 from parallel_launch import parallel_launch
 
+from sdp4bit_patches.topology import group_by_node, shape
 from sdp4bit_patches.wire import MessageFormat
 
 # One letter a rank, naming its node: one level and two, both, uneven, and nodes whose ranks are not in a row.
 HOSTS = ["a", "aa", "ab", "aaa", "abb", "aabb", "aaaa", "abcd", "abab", "aaabb", "aabbcc", "aaabbb", "abcabc", "abccba"]
+# Maps of several ranks a node that share memory, where nodes pair.
+PAIRED = {hosts for hosts in HOSTS if len(hosts) > 1 and shape(group_by_node(hosts)) in ("intra", "two-level")}
+CHANNELS = ("memory", "network")
 SIZES = (0, 1, 2, 31, 33, 63, 65, 127, 129, 2047, 4097)
 CHUNKS = (1, 3, 8)
 BITS = ((32, 32), (8, 4), (4, 4), (8, 2), (2, 1), (4, 32))
@@ -53,42 +57,48 @@ def _case(hosts, seed, size, chunks, bits, groups, hadamard, exact, dtype, round
     return Case(hosts, size, *formats, chunks, ranges, dtype, rounding, seed)
 
 
-def all_cases(num_ranks: int) -> dict[str, list[tuple[Result, Result]]]:
-    """What a rank does: every case of every node map of so many ranks."""
+def all_cases(num_ranks: int) -> dict[tuple[str, str], list[tuple[Result, Result]]]:
+    """What a rank does: every case of every node map of so many ranks, on both channels inside a node."""
     results = {}
     for hosts in (hosts for hosts in HOSTS if len(hosts) == num_ranks):
-        ranks = discover(hosts)
-        results[hosts] = [(reduce_scatter(case, ranks), all_gather(case, ranks)) for case in _cases(hosts)]
+        for channel in CHANNELS:
+            ranks = discover(hosts, channel == "memory")
+            assert (ranks.node_memory is not None) == (channel == "memory" and hosts in PAIRED)
+            runs = [(reduce_scatter(case, ranks), all_gather(case, ranks)) for case in _cases(hosts)]
+            results[hosts, channel] = runs
     return results
 
 
 @cache
-def _launched(num_ranks: int) -> list[dict[str, list[tuple[Result, Result]]]]:
+def _launched(num_ranks: int) -> list[dict[tuple[str, str], list[tuple[Result, Result]]]]:
     return parallel_launch(num_ranks, all_cases, num_ranks, timeout_s=120)
 
 
-def _of(hosts: str, collective: int) -> list[tuple[Case, list[Result]]]:
+def _of(hosts: str, channel: str, collective: int) -> list[tuple[Case, list[Result]]]:
     """Each case with its results by rank; collective 0 is the reduce-scatter, 1 the all-gather."""
-    by_rank = [results[hosts] for results in _launched(len(hosts))]
+    by_rank = [results[hosts, channel] for results in _launched(len(hosts))]
     return [(case, [row[index][collective] for row in by_rank]) for index, case in enumerate(_cases(hosts))]
 
 
+@pytest.mark.parametrize("channel", CHANNELS)
 @pytest.mark.parametrize("hosts", HOSTS)
-def test_reduce_scatter_equals_the_oracle_to_the_bit(hosts: str) -> None:
-    for case, results in _of(hosts, 0):
+def test_reduce_scatter_equals_the_oracle_to_the_bit(hosts: str, channel: str) -> None:
+    for case, results in _of(hosts, channel, 0):
         assert same_bits(torch.cat([result.output for result in results]), reduce_scattered(case)), case
 
 
+@pytest.mark.parametrize("channel", CHANNELS)
 @pytest.mark.parametrize("hosts", HOSTS)
-def test_all_gather_gives_every_rank_what_the_oracle_says(hosts: str) -> None:
-    for case, results in _of(hosts, 1):
+def test_all_gather_gives_every_rank_what_the_oracle_says(hosts: str, channel: str) -> None:
+    for case, results in _of(hosts, channel, 1):
         expected = gathered(case, *weights(case), replace(case.inter, hadamard=0), case.seed % 3 == 0)
         for rank, result in enumerate(results):
             assert same_bits(result.output, expected), (rank, case)
 
 
+@pytest.mark.parametrize("channel", CHANNELS)
 @pytest.mark.parametrize("hosts", HOSTS)
-def test_the_bytes_on_every_link_are_those_that_were_planned(hosts: str) -> None:
-    for case, results in _of(hosts, 0) + _of(hosts, 1):
+def test_the_bytes_on_every_link_are_those_that_were_planned(hosts: str, channel: str) -> None:
+    for case, results in _of(hosts, channel, 0) + _of(hosts, channel, 1):
         for result in results:
             assert result.counted == result.planned, case

@@ -18,9 +18,9 @@ _seen: dict[str, Any] = {}
 def _count_and_listen() -> None:
     """Count what this rank sends through torch.distributed, and keep what it prints."""
     from megatron.training import training
-    from sdp4bit_patches import collectives, gather
 
-    _seen["counter"] = collectives.dist = gather.dist = WireCounter("aabb")
+    _seen["counter"] = WireCounter("aabb")
+    _seen["counter"].listen(setattr)
     _seen["printed"] = []
     training.print_rank_0 = _seen["printed"].append
 
@@ -57,6 +57,13 @@ def test_the_metrics_file_has_errors_of_both_messages_in_the_sampled_steps_alone
     assert {"exposed_gradients_ms", "exposed_parameters_ms"} <= line.keys()
 
 
+def test_without_shared_memory_the_bits_are_the_same_and_the_report_says_why(tmp_path: Path) -> None:
+    flags = [*SDP4BIT, *OVERLAP, "--node-channel", "network"]
+    assert trained(4, flags, tmp_path / "network", 6) == trained(4, [*SDP4BIT, *OVERLAP], tmp_path / "memory", 6)
+    printed = look_at_training(4, flags, _what_was_seen, _count_and_listen, 1)[0][2]
+    assert "inside a node through the network stack, not through shared memory: --node-channel network" in printed
+
+
 def test_bytes_in_the_report_in_the_metrics_and_on_the_wire_are_the_same(watched: list[dict]) -> None:
     intra, inter, printed = look_at_training(4, [*SDP4BIT, *OVERLAP], _what_was_seen, _count_and_listen, NUM_STEPS)[0]
     assert (watched[2]["bytes_intra_node"], watched[2]["bytes_inter_node"]) == (intra / NUM_STEPS, inter / NUM_STEPS)
@@ -65,4 +72,5 @@ def test_bytes_in_the_report_in_the_metrics_and_on_the_wire_are_the_same(watched
     assert list(reported.groups()) == expected
     assert "gradients 8 bits in groups of 128 inside a node and 4 bits in groups of 128 between nodes" in printed
     assert "weights 4 bits in groups of 2048" in printed and "2 nodes x 2 ranks" in printed
+    assert re.search(r"inside a node through memory that its ranks share, \d\.\d MiB in all", printed)
     assert re.search(r"[\d,]+ elements of norms, biases or TP replicas exactly", printed)
