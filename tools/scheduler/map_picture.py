@@ -53,7 +53,7 @@ def _positions(places: dict[str, list[int]]) -> np.ndarray:
     positions = np.zeros((sum(map(len, places.values())), 2))
     for number, devices in enumerate(places.values()):
         angle = np.pi / 2 - 2 * np.pi * number / count
-        side = int(np.ceil(np.sqrt(len(devices))))
+        side = 2 * int(np.ceil(np.sqrt(len(devices)) / 2))  # even, so that few neighbours are on different rows
         for place, device in enumerate(devices):
             cell = np.array([place % side, -(place // side)]) - np.array([side - 1, 1 - side]) / 2
             positions[device] = radius * np.array([np.cos(angle), np.sin(angle)]) + cell * FIELD * 0.8 / side
@@ -94,8 +94,9 @@ def _draw_devices(axes: Axes, layout: np.ndarray, positions: np.ndarray) -> None
     for stage, devices in enumerate(layout):
         places = positions[devices.ravel()]
         axes.scatter(*places.T, s=90, color=colours[stage], edgecolors="white", linewidths=0.7, zorder=3)
+        text = "white" if stage < 0.6 * len(layout) else "black"
         for x, y in places:
-            axes.text(x, y, str(stage), color="white", ha="center", va="center", fontsize=6, zorder=4)
+            axes.text(x, y, str(stage), color=text, ha="center", va="center", fontsize=6, zorder=4)
 
 
 def _draw_legend(axes: Axes, layout: np.ndarray, slowest: str) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 
 from tools.command_line import positive_int
 from tools.scenario_files import Scenario, read_scenario
+from tools.scheduler import contributions
 from tools.scheduler.comparison import Judge, Judged, as_table
 from tools.scheduler.genetic import EVALUATIONS, SEARCHES, search
 from tools.scheduler.layout_files import layout_flags, write_layout
@@ -24,6 +25,7 @@ from tools.simulator.heterogeneous_training import Device, Trainer
 from tools.simulator.heterogeneous_work import SEQUENCE, VOCABULARY, Work
 
 RANDOM_LAYOUTS = 5
+PUBLISHED_STAGES = 8
 # Beyond this ratio of its two directions a link is called asymmetric, and that is said.
 ASYMMETRIC = 1.25
 
@@ -41,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--picture", type=Path, help="PNG of the map; beside --out by default")
     parser.add_argument("--json", nargs="?", const="-", help="costs as JSON, to this file or to the output")
     parser.add_argument("--seed", type=int, default=0, help="of the search")
+    parser.add_argument("--contributions", action="store_true", help="also tell what layout, micro-batch, bits bring")
     _add_model(parser)
     group = parser.add_argument_group("--objective published")
     group.add_argument("--search", choices=SEARCHES, default="ours", help="which genetic search")
@@ -90,6 +93,8 @@ def run(args: argparse.Namespace) -> None:
     found = judge(plan)
     others = _others(judge, trainer, plan.layout.shape, args.seed)
     _write(args, scenario, trainer, found, others)
+    if args.contributions:
+        print(contributions.as_table(contributions.contributions(trainer, args.pp or PUBLISHED_STAGES)))
 
 
 def _remarks(scenario: Scenario) -> list[str]:
@@ -119,7 +124,7 @@ def _published_layout(scenario: Scenario, args: argparse.Namespace, sizes: Sizes
     if args.tp not in (None, 1):
         raise ValueError(f"--tp {args.tp}: the published cost knows no tensor parallelism; drop it or use time")
     devices = scenario.num_devices
-    stages = args.pp or (devices // args.dp if args.dp else 8)
+    stages = args.pp or (devices // args.dp if args.dp else PUBLISHED_STAGES)
     if devices != stages * (args.dp or devices // stages):
         raise ValueError(f"--pp {stages} x --dp {args.dp} are not the {devices} devices of {scenario.name}")
     model = published_model(scenario, stages, sizes)
