@@ -162,8 +162,9 @@ def test_the_command_fills_every_row_and_adds_the_new_systems(tmp_path: Path) ->
     lines = PUBLISHED.read_text().splitlines()
     table, out = tmp_path / "few.csv", tmp_path / "out.csv"
     table.write_text("\n".join([lines[0], *(line for line in lines if line.startswith("case5-"))][:20]) + "\n")
-    result = _run("--published", str(table), "--out", str(out))
+    result = _run("--published", str(table), "--out", str(out), "--markdown", str(tmp_path / "tables.md"))
     assert result.returncode == 0, result.stderr
+    assert "| L24 B1024 | 83.0 / " in (tmp_path / "tables.md").read_text()
     with out.open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) > 19 and all(float(row["predicted_seconds"]) > 0 for row in rows)

@@ -79,7 +79,7 @@ def test_published_costs_of_known_layouts_come_out(case, layout, data_parallel, 
 def _shuffled(case: str, seed: int) -> CostModel:
     """The case with its devices in random order, so that no order of hosts can help."""
     model = published_model(read_scenario(case), 8, Sizes())
-    order = np.random.default_rng(seed).permutation(64)
+    order = np.random.default_rng(1000 + seed).permutation(64)  # not what the search draws
     for name in ("activation_time", "gradient_time"):
         setattr(model, name, getattr(model, name)[np.ix_(order, order)])
     model.device_class = model.device_class[order]
@@ -93,8 +93,8 @@ def test_ten_seeds_of_ten_reach_the_references_best(case: str) -> None:
 
 
 def test_random_layouts_alone_do_not_reach_it() -> None:
-    """Negative control: the published search, given as few evaluations."""
-    assert search(_shuffled("case3", 0), "published", 0, evaluations=110).cost > BEST["case3"] + 0.1
+    """Negative control: the published search before its first offspring."""
+    assert search(_shuffled("case3", 0), "published", 0, evaluations=100).cost > BEST["case3"] + 0.1
 
 
 def test_on_a_random_network_the_search_finds_what_brute_force_finds() -> None:
@@ -175,6 +175,7 @@ def test_the_command_writes_a_layout_that_the_trainer_reads_and_a_picture(tmp_pa
         (["--scenario", "case3", "--pp", "7"], "do not divide into them"),
         (["--scenario", "case3", "--objective", "published", "--pp", "8", "--dp", "4"], "are not the 64 devices"),
         (["--scenario", "case3", "--memory-gb", "0.1"], "hold no allowed combination"),
+        (["--scenario", "fluidstack3", "--objective", "published"], "1024 is not a multiple of the 6 replicas"),
         (["--scenario", "case3", "--pp", "0"], "--pp"),
     ),
 )
@@ -185,5 +186,6 @@ def test_bad_input_is_one_sentence_and_exit_code_2(words: list[str], sentence: s
 
 
 def test_an_asymmetric_network_is_used_as_given_and_said() -> None:
-    result = _schedule("--scenario", "fluidstack3", "--objective", "published", "--evaluations", "1", "--json")
+    words = ["--scenario", "fluidstack3", "--objective", "published", "--evaluations", "1", "--json"]
+    result = _schedule(*words, "--global-batch-size", "1536", "--memory-gb", "48")
     assert result.returncode == 0 and "times that of the way back" in result.stderr

@@ -16,6 +16,7 @@ from tools.atomic_files import atomic_files
 from tools.scenario_files import Scenario
 
 FIELD = 2.0  # width of a region's field, in units of the axes
+LABEL = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
 SLOW_SHARE = 0.5  # boundaries slower than this share of the fastest link between hosts are marked
 
 
@@ -53,11 +54,17 @@ def _positions(places: dict[str, list[int]]) -> np.ndarray:
     positions = np.zeros((sum(map(len, places.values())), 2))
     for number, devices in enumerate(places.values()):
         angle = np.pi / 2 - 2 * np.pi * number / count
-        side = 2 * int(np.ceil(np.sqrt(len(devices)) / 2))  # even, so that few neighbours are on different rows
+        side = _columns(len(devices))
         for place, device in enumerate(devices):
             cell = np.array([place % side, -(place // side)]) - np.array([side - 1, 1 - side]) / 2
             positions[device] = radius * np.array([np.cos(angle), np.sin(angle)]) + cell * FIELD * 0.8 / side
     return positions
+
+
+def _columns(count: int) -> int:
+    """Of a grid of so many devices: full rows where that is not too wide."""
+    least = int(np.ceil(np.sqrt(count)))
+    return next((columns for columns in range(least, 2 * least + 1) if count % columns == 0), least)
 
 
 def _draw_fields(axes: Axes, places: dict[str, list[int]], positions: np.ndarray) -> None:
@@ -65,7 +72,9 @@ def _draw_fields(axes: Axes, places: dict[str, list[int]], positions: np.ndarray
         low, high = positions[devices].min(axis=0) - 0.22, positions[devices].max(axis=0) + 0.22
         style = "round,pad=0.06"
         axes.add_patch(FancyBboxPatch(low, *(high - low), boxstyle=style, color="#eceff4", zorder=0))
-        axes.text((low[0] + high[0]) / 2, high[1] + 0.12, name, ha="center", va="bottom", fontsize=11)
+        axes.text(
+            (low[0] + high[0]) / 2, high[1] + 0.12, name, ha="center", va="bottom", fontsize=11, zorder=5, bbox=LABEL
+        )
 
 
 def _draw_pipelines(axes: Axes, scenario: Scenario, layout: np.ndarray, positions: np.ndarray) -> str:

@@ -78,8 +78,6 @@ def run(args: argparse.Namespace) -> None:
         ValueError: a scenario or degrees that do not go together.
     """
     scenario = read_scenario(args.scenario)
-    for sentence in _remarks(scenario):
-        sys.stderr.write(f"{sentence}\n")
     trainer = _trainer(scenario, args)
     sizes = Sizes(args.activation_gb, args.gradient_gb)
     judge = Judge(scenario, trainer, sizes)
@@ -90,6 +88,8 @@ def run(args: argparse.Namespace) -> None:
             raise ValueError(f"--memory-gb {args.memory_gb:g} does not hold the model in these stages; give more")
     else:
         plan = best_plan(trainer, choices, seed=args.seed)
+    for sentence in _remarks(scenario):
+        sys.stderr.write(f"{sentence}\n")
     found = judge(plan)
     others = _others(judge, trainer, plan.layout.shape, args.seed)
     _write(args, scenario, trainer, found, others)
@@ -125,8 +125,11 @@ def _published_layout(scenario: Scenario, args: argparse.Namespace, sizes: Sizes
         raise ValueError(f"--tp {args.tp}: the published cost knows no tensor parallelism; drop it or use time")
     devices = scenario.num_devices
     stages = args.pp or (devices // args.dp if args.dp else PUBLISHED_STAGES)
-    if devices != stages * (args.dp or devices // stages):
-        raise ValueError(f"--pp {stages} x --dp {args.dp} are not the {devices} devices of {scenario.name}")
+    replicas = args.dp or devices // stages
+    if devices != stages * replicas:
+        raise ValueError(f"--pp {stages} x --dp {replicas} are not the {devices} devices of {scenario.name}")
+    if args.global_batch_size % replicas:
+        raise ValueError(f"--global-batch-size {args.global_batch_size} is not a multiple of the {replicas} replicas")
     model = published_model(scenario, stages, sizes)
     found = search(model, args.search, args.seed, args.evaluations)
     return model.arrange(found.groups)[:, :, None]

@@ -6,6 +6,8 @@ import numpy as np
 from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import squareform
 
+ROUNDING = 1e-9  # equal links have equal heights up to the order in which their averages were summed
+
 
 def structured_starts(link_time: np.ndarray, num_stages: int) -> list[np.ndarray]:
     """For every height at which the network falls into clusters, two partitions, int [devices], group of each device.
@@ -22,7 +24,7 @@ def structured_starts(link_time: np.ndarray, num_stages: int) -> list[np.ndarray
     tree = linkage(squareform(distance, checks=False), method="average")
     starts: dict[bytes, np.ndarray] = {}
     for height in np.unique(tree[:, 2].round(12)):
-        clusters = fcluster(tree, height, criterion="distance")
+        clusters = fcluster(tree, height * (1 + ROUNDING) + ROUNDING, criterion="distance")
         for labels in (_inside_groups(clusters, num_stages), _inside_pipelines(clusters, num_stages)):
             starts[labels.tobytes()] = labels
     return list(starts.values())

@@ -10,11 +10,18 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from tools.atomic_files import atomic_files
 from tools.simulator.heterogeneous_calibration import calibrate
 from tools.simulator.heterogeneous_constants import Constants
 from tools.simulator.heterogeneous_ours import NEW_SYSTEMS, settings_of
 from tools.simulator.heterogeneous_rows import Row, predict, read_rows, write_rows
+from tools.simulator.heterogeneous_tables import markdown_tables
 
+TABLES_HEAD = """# Iteration times on uneven networks, published / predicted
+
+Seconds, means over the seeds; a dash: not published, or withheld. `megatron sdp4bit` and `ours` were never published.
+Written by `python -m tools.simulator heterogeneous --markdown`.
+"""
 CASES_WITH_SHARED_CARDS = ("case1", "case2")
 
 
@@ -22,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `heterogeneous`."""
     parser.add_argument("--published", type=Path, required=True, help="CSV of published times")
     parser.add_argument("--out", type=Path, help="the same rows with predicted_seconds, and rows of the new systems")
+    parser.add_argument("--markdown", type=Path, help="published beside predicted seconds as tables, to this file")
     parser.add_argument("--calibrate", action="store_true", help="fit the constants to the file's times, print them")
     parser.add_argument("--no-new-systems", action="store_true", help="published rows only")
 
@@ -41,13 +49,20 @@ def run(args: argparse.Namespace) -> None:
         print("\n".join(f"{name} = {value:.4g}" for name, value in asdict(constants).items()))
     predicted = [predict(row, constants) for _, row in tqdm(rows, desc="rows", leave=False, disable=None)]
     print(_errors([row for _, row in rows], predicted))
-    if args.out:
-        lines = [
-            line | {"predicted_seconds": f"{seconds:.2f}"} for (line, _), seconds in zip(rows, predicted, strict=True)
-        ]
+    if args.out or args.markdown:
+        pairs = zip(rows, predicted, strict=True)
+        lines = [line | {"predicted_seconds": f"{seconds:.2f}"} for (line, _), seconds in pairs]
         if not args.no_new_systems:
             lines += _new_rows([row for _, row in rows], constants, list(lines[0]))
+        _write(args, lines)
+
+
+def _write(args: argparse.Namespace, lines: list[dict[str, str]]) -> None:
+    if args.out:
         write_rows(args.out, lines)
+    if args.markdown:
+        with atomic_files(args.markdown) as [temporary]:
+            temporary.write_text(f"{TABLES_HEAD}\n{markdown_tables(lines)}")
 
 
 def _errors(rows: list[Row], predicted: list[float]) -> str:
