@@ -144,9 +144,7 @@ def _row(grid: Grid, shape: Shape, megabits: float, run: SchemeRun, blocks: list
 
     ranks: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(ranks, blocks)
-    steps = [
-        max(times) for block in zip(*ranks, strict=True) for times in zip(*(r["steps"] for r in block), strict=True)
-    ]
+    steps = [max(times) for block in zip(*ranks, strict=True) for times in zip(*(r["steps"] for r in block), strict=True)]
     means = {
         f"{key.removesuffix('_ms')}_ms": statistics.fmean(block[key] for rank in ranks for block in rank)
         for key in blocks[0]
