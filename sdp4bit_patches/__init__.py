@@ -37,12 +37,17 @@ def install(config: CommConfig) -> None:
 
 
 def uninstall() -> None:
-    """Give megatron-core its own classes back; models that were wrapped meanwhile keep what they have."""
+    """Give megatron-core its own classes back; models that were wrapped meanwhile keep what they have.
+
+    It waits for a DUO sync that is under way: a process that ends in the middle of one is aborted by gloo.
+    """
     global _session
     if _session is not None:
         from sdp4bit_patches import seams
 
         seams.restore()
+        if _session.duo is not None:
+            _session.duo.pause()
         _session = None
 
 

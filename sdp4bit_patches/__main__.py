@@ -60,6 +60,7 @@ def run_script(script: str, words: list[str]) -> None:
     host_script.watch(sdp4bit_patches.installed_session())
     sys.argv = [script, *rest]
     runpy.run_path(script, run_name="__main__")
+    sdp4bit_patches.uninstall()
 
 
 def main(words: list[str]) -> None:

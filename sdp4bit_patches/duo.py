@@ -88,11 +88,7 @@ class DuoBucket:
     @property
     def link_bytes(self) -> LinkBytes:
         """What an fp32 slow sync sends from this rank to others."""
-        return self.slow_bytes("fp32")
-
-    def slow_bytes(self, dtype: str) -> LinkBytes:
-        """What a slow sync in `dtype` (fp32 or bf16) sends from this rank to others."""
-        return self._plans[dtype].link_bytes
+        return self._plans["fp32"].link_bytes
 
     @property
     def num_bytes(self) -> int:

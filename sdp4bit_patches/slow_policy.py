@@ -2,8 +2,8 @@
 
 The slow sync is free while it fits into its window, from the end of the parameter gather to the arrival of the next
 gradient. What does not fit is exposed: it makes steps longer. `Watch` measures that on every rank. With
-`--duo-policy adaptive`, `SlowPolicy` lowers the slow sync level by level until steps are no longer than they would be
-without it, within `TOLERANCE`, and raises it again when the window has grown; all ranks agree on each change.
+`--duo-policy adaptive`, `SlowPolicy` lowers the slow sync to the first level at which steps should be no longer than
+without it, within `TOLERANCE`, looks again, and raises it when the window has grown; all ranks agree on each change.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ class Level(NamedTuple):
         return often if self.period == 0 else f"{self.dtype} {often}"
 
 
+_BYTES = {"fp32": 4, "bf16": 2}
 LEVELS = (Level("fp32", 1), Level("bf16", 1), Level("bf16", 2), Level("bf16", 4), Level("bf16", 8), Level("bf16", 0))
 
 
@@ -100,8 +101,8 @@ class SlowPolicy:
             f"slow sync {slow_ms:.0f} ms, compute that hides it {-window_ms:.0f} ms, exposed {exposed:.1%} of a step"
         )
         if exposed > TOLERANCE:
-            return self._lower(words) if self.adaptive else self._warn(words)
-        return self._raise(-window_ms) if self.adaptive and synced else None
+            return self._lower(words, exposed, slow_ms, -window_ms) if self.adaptive else self._warn(words)
+        return self._raise(slow_ms, -window_ms) if self.adaptive and synced else None
 
     def _warn(self, words: str) -> str | None:
         if self._warned:
@@ -110,15 +111,26 @@ class SlowPolicy:
         remedy = "more micro-batches or a faster slow channel hide it; --duo-policy adaptive does with less of it"
         return f"DUO is not hidden: {words}; {remedy}"
 
-    def _lower(self, words: str) -> str | None:
+    def _lower(self, words: str, exposed: float, slow_ms: float, window_ms: float) -> str | None:
+        """To the first level below at which the exposed share of a step, by the same window, is within `TOLERANCE`."""
         if self.level_index + 1 == len(LEVELS):
             return None
-        self.level_index += 1
+        # What a level exposes in a step, on the mean; `exposed` is what that means at the current one.
+        current = max(slow_ms - window_ms, 0.0) / self.level.period if self.level.period else 0.0
+        before, self.level_index = self.level, self.level_index + 1
+        while current and self.level.period:
+            left = max(slow_ms * _BYTES[self.level.dtype] / _BYTES[before.dtype] - window_ms, 0.0) / self.level.period
+            if exposed * left / current <= TOLERANCE:
+                break
+            self.level_index += 1
         return f"DUO is not hidden: {words}; exact gradients now: {self.level}"
 
-    def _raise(self, window_ms: float) -> str | None:
+    def _raise(self, slow_ms: float, window_ms: float) -> str | None:
         above = self.level_index - 1
-        if above < self.first or self._slow_ms.get(above, float("inf")) > 0.8 * window_ms:
+        if above < self.first:
+            return None
+        expected = slow_ms * _BYTES[LEVELS[above].dtype] / _BYTES[self.level.dtype]
+        if self._slow_ms.get(above, expected) > 0.8 * window_ms:
             return None
         self.level_index = above
         return f"DUO has room again ({window_ms:.0f} ms of compute); exact gradients now: {self.level}"

@@ -1,6 +1,6 @@
 """One rank of tools/low_bandwidth.py, on a node of the emulated cluster: trains all schemes of a shape in turns.
 
-``low_bandwidth_rank.py GRID SHAPE_INDEX OUTPUT [--quick]``. Rank 0 writes the rows to OUTPUT. At every link rate the
+``low_bandwidth_rank.py [--quick] GRID SHAPE_INDEX OUTPUT``. Rank 0 writes the rows to OUTPUT. At every link rate the
 schemes take turns, a block of steps each; the first step of a block is not counted, and no exact sync of DUO goes on
 into another's block.
 """
@@ -95,8 +95,9 @@ class SchemeRun:
         total = sum((message.gradient_bytes + message.parameter_bytes).inter for message in messages)
         if self.duo is not None:
             level = self.duo.policy.level
-            share = 1 / level.period if level.period else 0.0
-            total += share * sum(bucket.slow_bytes(level.dtype).inter for bucket in self.duo.buckets)
+            # bf16 takes the same way as fp32, in half the bytes.
+            share = {"fp32": 1.0, "bf16": 0.5}[level.dtype] / level.period if level.period else 0.0
+            total += share * sum(bucket.link_bytes.inter for bucket in self.duo.buckets)
         return ranks_per_node * total
 
 
@@ -144,7 +145,9 @@ def _row(grid: Grid, shape: Shape, megabits: float, run: SchemeRun, blocks: list
 
     ranks: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(ranks, blocks)
-    steps = [max(times) for block in zip(*ranks, strict=True) for times in zip(*(r["steps"] for r in block), strict=True)]
+    steps = [
+        max(times) for block in zip(*ranks, strict=True) for times in zip(*(r["steps"] for r in block), strict=True)
+    ]
     means = {
         f"{key.removesuffix('_ms')}_ms": statistics.fmean(block[key] for rank in ranks for block in rank)
         for key in blocks[0]
@@ -159,10 +162,11 @@ def _row(grid: Grid, shape: Shape, megabits: float, run: SchemeRun, blocks: list
     return row | {"slow_level": str(run.duo.policy.level) if run.duo is not None else None}
 
 
-def main(grid_path: str, shape_index: str, output: str, *flags: str) -> None:
+def main(*words: str) -> None:
     """One rank."""
+    grid_path, shape_index, output = [word for word in words if not word.startswith("--")]
     grid = read_grid(Path(grid_path))
-    grid = grid.quick() if "--quick" in flags else grid
+    grid = grid.quick() if "--quick" in words else grid
     shape = grid.shapes[int(shape_index)]
     first = validate_args(parse_args(grid.words(shape, grid.schemes[0])), grid.world_size)
     from sdp4bit_patches import cpu_device

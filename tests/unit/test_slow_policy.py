@@ -66,5 +66,12 @@ def test_the_worst_rank_decides_for_all() -> None:
     policy = SlowPolicy(adaptive=True)
     for _ in range(INTERVAL):
         policy.watch.add(100.0, 0.0, 10.0, 80.0, True)
-    assert policy.decide(lambda values: [0.5, 200.0, -20.0]) is not None
-    assert policy.level == LEVELS[1]
+    assert policy.decide(lambda values: [0.5, 200.0, -80.0]) is not None
+    assert policy.level == LEVELS[3], "bf16 leaves 20 ms of 120, a sixth of a half: every fourth step"
+
+
+def test_one_decision_finds_the_level_that_the_arithmetic_gives() -> None:
+    policy = SlowPolicy(adaptive=True)
+    assert "bf16 every 8 steps" in _interval(policy, 200, 80), "bf16 leaves 20 ms: 2.5 of 100 in a mean step"
+    hopeless = SlowPolicy(adaptive=True)
+    assert "exact gradients now: never" in _interval(hopeless, 2000, 80)

@@ -18,7 +18,7 @@ PORT = 29500
 # A trainer that is asked to stop saves a checkpoint first.
 GRACE_SECONDS = 60.0
 # When one node has failed, the others are about to find out by themselves.
-GRACE_AFTER_FAILURE_SECONDS = 15.0
+GRACE_AFTER_FAILURE_SECONDS = 5.0
 _POLL_SECONDS = 0.2
 
 

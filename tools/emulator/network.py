@@ -93,6 +93,8 @@ class EmulatedNetwork:
         notes = []
         if self.scenario.delay.any() and not self.has_netem:
             notes.append("this kernel has no netem: delays are left out, links have their rates alone")
+        if self.scenario.shared is not None and self.scenario.shared.any():
+            notes.append("links that all hosts of a region share are shaped for each of its hosts alone")
         others = [b for row in range(len(self.nodes)) for c, b in enumerate(self.scenario.bandwidth[row]) if c != row]
         if others and max(others) > MAX_BANDWIDTH:
             fastest = f"{max(others) / 1e9:g} Gbit/s"

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from tools.scenario_files import Scenario
 
 # A larger burst lets small messages pass for free; a smaller one costs a timer for every few packets.
-BURST_SECONDS, BURST_BYTES = 1e-3, (16_384, 131_072)
+BURST_SECONDS, BURST_BYTES = 2.5e-4, (16_384, 131_072)
 # Of the Linux qdisc `prio`: one of them is for everything that is not shaped.
 MAX_BANDS = 16
 

@@ -1,0 +1,105 @@
+"""The low-bandwidth experiment: its grid, what is demanded of its rows, its page. Its times are no test's business."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tools.low_bandwidth_grid import read_grid
+from tools.low_bandwidth_numbers import judge
+from tools.low_bandwidth_report import steps_table, write_report
+
+GRID = Path(__file__).resolve().parents[2] / "configs/experiments/low_bandwidth.toml"
+
+
+def _row(scheme, step_ms, seq_length=128, **others):
+    row = {"link_mbit": 200, "seq_length": seq_length, "accumulation": 1, "scheme": scheme, "step_ms": step_ms}
+    row |= {
+        "steps_ms": [step_ms] * 4,
+        "compute_ms": 50.0,
+        "exposed_ms": step_ms - 60.0,
+        "tokens_per_s": 512e3 / step_ms,
+    }
+    row |= {"node_bytes": 2.0e6, "predicted_bytes": None, "losses": [5.0, 4.0], "slow_level": None}
+    return row | others
+
+
+def _steps():
+    duo = {"duo_slow_ms": 300.0, "slow_level": "fp32 every step"}
+    return [
+        _row("baseline", 1000.0),
+        _row("fp32_exchange", 700.0),
+        _row("sdp4bit", 200.0, predicted_bytes=1.99e6, losses=[5.0, 4.004]),
+        _row("duo4bit", 450.0, **duo),
+        _row("duo4bit_adaptive", 204.0, **duo),
+        _row("baseline", 2000.0, 256),
+        _row("sdp4bit", 1000.0, 256),
+        _row("fp32_exchange", 1800.0, 256),
+        _row("duo4bit", 1020.0, 256, **duo, compute_ms=900.0),
+        _row("duo4bit_adaptive", 1010.0, 256, **duo),
+    ]
+
+
+def _collectives(ratio):
+    names = ("fp32 all_to_all + local sum", "bf16 all_to_all + local fp32 sum", "bfloat16 all_gather_into_tensor")
+    return [
+        {"link_mbit": 200, "mebibytes": 32, "kind": "k", "name": name, "ms": 10.0, "ratio": ratio} for name in names
+    ]
+
+
+def test_what_is_demanded_holds_on_rows_that_show_it() -> None:
+    verdicts = judge(_collectives(7.0), _steps())
+    assert all(verdict.holds for verdict in verdicts), verdicts
+    assert len(verdicts) == 3 + 3 + 3 + 1, "collectives; SDP4Bit; one hidden DUO, two adaptive; bytes"
+
+
+@pytest.mark.parametrize(
+    ("index", "change", "what"),
+    [
+        (0, {"steps_ms": [780.0] * 4}, "against baseline's"),
+        (1, {"steps_ms": [580.0] * 4}, "against fp32_exchange's"),
+        (2, {"losses": [5.0, 4.1]}, "loss"),
+        (2, {"predicted_bytes": 1.9e6}, "wire.py"),
+        (4, {"steps_ms": [207.0] * 4}, "adaptive policy"),
+        (8, {"steps_ms": [1040.0] * 4}, "compute exceeds its slow sync"),
+    ],
+)
+def test_a_row_that_misses_is_told(index, change, what) -> None:
+    steps = _steps()
+    steps[index] |= change
+    missed = [verdict.what for verdict in judge(_collectives(7.0), steps) if not verdict.holds]
+    assert len(missed) == 1 and what in missed[0]
+
+
+def test_a_slow_collective_is_told() -> None:
+    missed = [verdict for verdict in judge(_collectives(2.9), []) if not verdict.holds]
+    assert [verdict.measured for verdict in missed] == ["2.90x"] * 3
+
+
+def test_the_table_says_what_the_published_one_says() -> None:
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in steps_table(_steps()).splitlines()]
+    head, rows = lines[0], {(row[1], row[3]): dict(zip(lines[0], row, strict=True)) for row in lines[2:]}
+    assert {"slow sync ms", "computation ms", "fully hidden", "exposed ms", "loss"} <= set(head)
+    assert rows["256", "duo4bit"]["fully hidden"] == "yes" and rows["128", "duo4bit"]["fully hidden"] == "no"
+    assert rows["128", "sdp4bit"]["wire.py, MB"] == "1.99" and rows["128", "baseline"]["wire.py, MB"] == ""
+    assert rows["128", "duo4bit_adaptive (fp32 every step)"]["of SDP4Bit's"] == "1.020"
+
+
+def test_the_page_comes_with_its_pictures(tmp_path) -> None:
+    grid = read_grid(GRID)
+    steps, collectives = _steps(), _collectives(7.0)
+    write_report(grid, GRID, collectives, steps, judge(collectives, steps), tmp_path / "page.md")
+    page = (tmp_path / "page.md").read_text()
+    for name in ("page_steps.png", "page_timeline.png"):
+        assert f"({name})" in page and (tmp_path / name).stat().st_size > 10_000
+
+
+def test_the_grid_is_checked(tmp_path) -> None:
+    grid = read_grid(GRID)
+    assert {"baseline", "sdp4bit", "duo4bit_adaptive"} <= {scheme.name for scheme in grid.quick().schemes}
+    words = grid.words(grid.shapes[1], grid.schemes[0])
+    assert words[words.index("--global-batch-size") + 1] == "16"
+    (tmp_path / "grid.toml").write_text(GRID.read_text().replace("rounds", "turns"))
+    with pytest.raises(ValueError, match="unknown key 'turns'"):
+        read_grid(tmp_path / "grid.toml")

@@ -1,0 +1,114 @@
+"""What the low-bandwidth experiment has to show, and whether it did."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from sdp4bit_patches.slow_policy import TOLERANCE
+
+Row = dict[str, Any]
+# Link rates (Mbit/s) that the collectives are judged at, and the one at which data-parallel traffic dominates.
+COLLECTIVE_RATES, SLOWEST = {200, 1000}, 200
+# Peers of tools/collective_rows.py -> by how much ours has to be faster.
+FASTER = {
+    "fp32 all_to_all + local sum": 6.0,
+    "bf16 all_to_all + local fp32 sum": 3.0,
+    "bfloat16 all_gather_into_tensor": 3.0,
+}
+BYTES_TOLERANCE = 0.03
+LOSS_TOLERANCE = 0.003
+# Losses that are compared: the mean of the last so many steps that all schemes have made.
+LOSS_STEPS = 8
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A number that is demanded, beside the one that was measured."""
+
+    what: str
+    demanded: str
+    measured: str
+    holds: bool
+
+
+def judge(collectives: list[Row], steps: list[Row]) -> list[Verdict]:
+    """Every demand of which something was measured."""
+    return [*_collectives(collectives), *_steps(steps), *_duo(steps), *_bytes(steps)]
+
+
+def _collectives(rows: list[Row]) -> Iterator[Verdict]:
+    for row in rows:
+        demanded = FASTER.get(row["name"])
+        if demanded and row["link_mbit"] in COLLECTIVE_RATES:
+            what = f"{row['link_mbit']:g} Mbit/s: quantized {row['kind']} against {row['name']}"
+            yield Verdict(what, f"≥ {demanded:g}x", f"{row['ratio']:.2f}x", row["ratio"] >= demanded)
+
+
+def cells(steps: list[Row]) -> dict[tuple[float, int, int], dict[str, Row]]:
+    """Rows by (link rate, sequence, accumulation) and scheme."""
+    table: dict[tuple[float, int, int], dict[str, Row]] = {}
+    for row in steps:
+        table.setdefault((row["link_mbit"], row["seq_length"], row["accumulation"]), {})[row["scheme"]] = row
+    return table
+
+
+def ratio(row: Row, other: Row) -> float:
+    """Median over neighbouring steps of `row`'s time to `other`'s."""
+    return statistics.median(mine / its for mine, its in zip(row["steps_ms"], other["steps_ms"], strict=True))
+
+
+def loss(row: Row, rows: dict[str, Row]) -> float:
+    """Mean training loss of the last steps that all schemes of a cell have made."""
+    common = min(len(other["losses"]) for other in rows.values())
+    return statistics.fmean(row["losses"][max(common - LOSS_STEPS, 0) : common])
+
+
+def _steps(steps: list[Row]) -> Iterator[Verdict]:
+    """At the slowest rate, the shape with the least to compute: there the traffic dominates."""
+    slowest = [key for key in cells(steps) if key[0] == SLOWEST]
+    if not slowest:
+        return
+    key = min(slowest, key=lambda key: key[1] * key[2])
+    rows = cells(steps)[key]
+    for other, demanded in (("baseline", 4.0), ("fp32_exchange", 3.0)):
+        times = ratio(rows[other], rows["sdp4bit"])
+        what = f"{_words(key)}: SDP4Bit's step against {other}'s"
+        yield Verdict(what, f"≥ {demanded:g}x", f"{times:.2f}x", times >= demanded)
+    difference = loss(rows["sdp4bit"], rows) / loss(rows["baseline"], rows) - 1
+    what = f"{_words(key)}: SDP4Bit's loss against the baseline's"
+    yield Verdict(what, f"± {LOSS_TOLERANCE:.1%}", f"{difference:+.2%}", abs(difference) <= LOSS_TOLERANCE)
+
+
+def _duo(steps: list[Row]) -> Iterator[Verdict]:
+    for key, rows in cells(steps).items():
+        always, adaptive, reference = (rows.get(name) for name in ("duo4bit", "duo4bit_adaptive", "sdp4bit"))
+        if always and is_hidden(always):
+            yield _within(f"{_words(key)}: DUO4Bit's step, compute exceeds its slow sync", always, reference)
+        if adaptive:
+            yield _within(f"{_words(key)}: DUO4Bit's step with the adaptive policy", adaptive, reference)
+
+
+def _within(what: str, row: Row, reference: Row) -> Verdict:
+    times = ratio(row, reference)
+    return Verdict(what, f"≤ {1 + TOLERANCE:.2f}x SDP4Bit's", f"{times:.3f}x", times <= 1 + TOLERANCE)
+
+
+def is_hidden(row: Row) -> bool:
+    """Whether compute exceeds the slow sync, as the published table says."""
+    return row["compute_ms"] > row["duo_slow_ms"]
+
+
+def _bytes(steps: list[Row]) -> Iterator[Verdict]:
+    measured = [row["node_bytes"] / row["predicted_bytes"] - 1 for row in steps if row["predicted_bytes"]]
+    if measured:
+        worst = max(measured, key=abs)
+        holds = abs(worst) <= BYTES_TOLERANCE
+        what = "inter-node bytes that the kernel counted, without headers, against wire.py: the worst row"
+        yield Verdict(what, f"± {BYTES_TOLERANCE:.0%}", f"{worst:+.2%}", holds)
+
+
+def _words(key: tuple[float, int, int]) -> str:
+    return f"{key[0]:g} Mbit/s, sequence {key[1]}, accumulation {key[2]}"

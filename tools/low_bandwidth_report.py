@@ -1,0 +1,110 @@
+"""The low-bandwidth experiment as tables and as a page with pictures."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Iterable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from tools.atomic_files import atomic_files
+from tools.low_bandwidth_grid import Grid
+from tools.low_bandwidth_numbers import Verdict, cells, is_hidden, loss, ratio
+from tools.low_bandwidth_pictures import draw_step_times, draw_timeline
+from tools.low_bandwidth_prediction import NOTE_ABSENT, predicted_step_ms
+from tools.plot_runs import markdown_rows
+
+ROOT = Path(__file__).resolve().parent.parent
+MB = 1e6
+
+
+def collectives_table(rows: list[dict[str, Any]]) -> str:
+    """Times of the collectives by link rate, and by how much ours is faster."""
+    head = ["Mbit/s", "collective", "ms", "ours is faster by"]
+    return markdown_rows([head, *([f"{r['link_mbit']:g}", r["name"], f"{r['ms']:.1f}", _faster(r)] for r in rows)])
+
+
+def _faster(row: dict[str, Any]) -> str:
+    return "" if row["name"].startswith("quantized") else f"{row['ratio']:.2f}x"
+
+
+def steps_table(steps: list[dict[str, Any]]) -> str:
+    """The columns of the published table, and ours."""
+    head = "Mbit/s|sequence|accumulation|scheme|tokens/s|step ms|of SDP4Bit's|computation ms|slow sync ms|fully hidden"
+    head += "|exposed ms|MB a step per link|wire.py, MB|loss|simulator, ms"
+    return markdown_rows([head.split("|"), *(line for key, rows in cells(steps).items() for line in _cell(key, rows))])
+
+
+def _cell(key: tuple[float, int, int], rows: dict[str, dict[str, Any]]) -> Iterable[list[str]]:
+    for name, row in rows.items():
+        slow, hidden = "", ""
+        if row.get("duo_slow_ms"):
+            slow, hidden = f"{row['duo_slow_ms']:.0f}", "yes" if is_hidden(row) else "no"
+        label = f"{name} ({row['slow_level']})" if name.endswith("adaptive") else name
+        cell = [*(f"{value:g}" for value in key), label, f"{row['tokens_per_s']:,.0f}", f"{row['step_ms']:.0f}"]
+        cell += [f"{ratio(row, rows['sdp4bit']):.3f}", f"{row['compute_ms']:.0f}", slow, hidden]
+        cell += [f"{row['exposed_ms']:.0f}", f"{row['node_bytes'] / MB:.2f}", _megabytes(row["predicted_bytes"])]
+        prediction = predicted_step_ms(row)
+        yield [*cell, f"{loss(row, rows):.4f}", "" if prediction is None else f"{prediction:.0f}"]
+
+
+def _megabytes(num_bytes: float | None) -> str:
+    return "" if num_bytes is None else f"{num_bytes / MB:.2f}"
+
+
+def verdicts_table(verdicts: list[Verdict]) -> str:
+    """What was demanded beside what was measured."""
+    head = ["", "demanded", "measured", ""]
+    return markdown_rows([head, *([v.what, v.demanded, v.measured, "" if v.holds else "**missed**"] for v in verdicts)])
+
+
+def write_report(
+    grid: Grid,
+    path: Path,
+    collectives: list[dict[str, Any]],
+    steps: list[dict[str, Any]],
+    verdicts: list[Verdict],
+    output: Path,
+) -> None:
+    """Write the page `output` and its pictures OUTPUT_steps.png and OUTPUT_timeline.png."""
+    pictures = [output.with_name(f"{output.stem}_{name}.png") for name in ("steps", "timeline")]
+    with atomic_files(*pictures, output) as [step_times, timeline, page]:
+        draw_step_times(steps, step_times)
+        draw_timeline(steps, timeline)
+        sections = _sections(grid, path, collectives, steps, verdicts, pictures)
+        page.write_text("\n\n".join(sections) + "\n")
+
+
+def _sections(
+    grid: Grid, path: Path, collectives: list[Any], steps: list[Any], verdicts: list[Verdict], pictures: list[Path]
+) -> list[str]:
+    nodes = f"{grid.nodes} nodes x {grid.ranks_per_node} ranks"
+    flags = markdown_rows([["scheme", "flags"], *([s.name, f"`{' '.join(s.flags)}`"] for s in grid.schemes)])
+    versions = f"torch {version('torch')}, megatron-core {version('megatron-core')}, {platform.machine()}"
+    return [
+        f"# {grid.title}",
+        f"`scripts/reproduce/low_bandwidth.sh` wrote this page on {time.strftime('%-d %B %Y')}\n({versions}, "
+        f"{os.cpu_count()} cores); every number is that run's.",
+        f"{nodes}, each node a network namespace of one machine whose link is shaped by the kernel "
+        f"(`python -m tools.emulator`). The run is `{grid.config}`; schemes take turns, {grid.rounds} blocks of "
+        f"{grid.steps_per_block} counted steps at each rate. A step is as long as on its slowest rank; `of SDP4Bit's` "
+        "is the median of the ratios of neighbouring steps.",
+        "## What is demanded, and what came out",
+        verdicts_table(verdicts),
+        "## Collectives by themselves",
+        f"{collectives[0]['mebibytes']} MiB of fp32 a rank; codec included; a ratio is the median over rounds.",
+        collectives_table(collectives),
+        "## Training steps",
+        f"![Step time against link rate, a line a scheme]({pictures[0].name})",
+        f"![Where the time of one step goes]({pictures[1].name})",
+        "Slow sync, computation and fully hidden (computation exceeds the slow sync) are the published columns. "
+        "Exposed is what a rank waits for gradients and parameters, waiting for slower ranks included. MB are what a "
+        "node sends in a step by the kernel's count without packet headers, beside what `wire.py` says (nothing where "
+        "gloo's own collectives take part). The loss is the mean of the last common steps."
+        + (f" {NOTE_ABSENT}" if NOTE_ABSENT else ""),
+        steps_table(steps),
+        flags,
+    ]
