@@ -6,7 +6,6 @@ elsewhere, is brought back to equal groups, and is improved by cyclic moves.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -103,15 +102,3 @@ def _as_groups(labels: np.ndarray, groups: int) -> np.ndarray:
 
 def _cost(model: CostModel, labels: np.ndarray) -> float:
     return model.cost(_as_groups(labels, model.num_stages)).total
-
-
-def random_search(
-    num_devices: int,
-    num_stages: int,
-    cost: Callable[[np.ndarray], float],
-    seed: int,
-    evaluations: int = EVALUATIONS,
-) -> float:
-    """The least of ``cost`` over so many random layouts, int [stages, group size]."""
-    generator = np.random.default_rng(seed)
-    return min(cost(generator.permutation(num_devices).reshape(num_stages, -1)) for _ in range(evaluations))
