@@ -42,4 +42,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    sys.argv[0] = "tools.scheduler"
     run_tool(main)
