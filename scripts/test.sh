@@ -7,14 +7,12 @@ scripts/setup.sh
 .venv/bin/python -m ruff check .
 .venv/bin/python -m ruff format --check .
 timeout -k 5 120 .venv/bin/python tools/bench_codec.py --gate
-<<<<<<< HEAD
 for program in munged slurmctld slurmd sbatch; do
     if ! PATH="$PATH:/usr/sbin:/sbin" command -v "$program" > /dev/null; then
         echo "test.sh: $program is not found, so tests/end_to_end/test_slurm.py is skipped: apt-get install slurm-wlm munge"
         break
     fi
 done
-=======
 if .venv/bin/python -c "from tools.emulator.namespaces import check_privilege; check_privilege()" 2> /dev/null; then
     .venv/bin/python tools/quickstart.py --data-only
     rm -rf runs/low_bandwidth_quick
@@ -22,5 +20,4 @@ if .venv/bin/python -c "from tools.emulator.namespaces import check_privilege; c
 else
     echo "SKIPPED tools/low_bandwidth.py --quick: network namespaces need root and the capability NET_ADMIN"
 fi
->>>>>>> emu
 exec .venv/bin/python -m pytest -rs "$@"

@@ -48,6 +48,9 @@ class CommConfig:
     quantization_rounding: str = _knob("stochastic", "how codes are rounded", choices=ROUNDINGS)
     quantization_seed: int = _knob(1234, "seed of stochastic rounding")
     node_size: int | None = _knob(None, "ranks of a node, in a row; told from the host names by default", kind=int)
+    node_of_rank: str | None = _knob(
+        None, "node of every rank, as 0,1,0,1; for nodes whose ranks are not in a row", kind=str
+    )
     node_channel: str = _knob(
         "memory",
         "how the ranks of one node exchange messages on gloo: through memory that they share, or its network stack",
@@ -84,6 +87,9 @@ class CommConfig:
         for name in ("gradients_quantization_start_iteration", "min_quantized_bucket", "log_compression_interval"):
             value = getattr(self, name)
             _require(value >= 0, f"{_flag(name)} {value}: use 0 or a positive integer")
+        both = self.node_size is not None and self.node_of_rank is not None
+        _require(not both, "--node-size and --node-of-rank both say which ranks form a node; drop one of the two")
+        _ = self.nodes
         direct = self.quantize_weights_directly and not self.quantized_weights
         _require(not direct, "--quantize-weights-directly does nothing without --quantized-weights: add it")
         StochasticRounding(self.quantization_seed, 0)
@@ -123,6 +129,14 @@ class CommConfig:
             except ValueError as error:
                 flags = f"{_flag(name)} {getattr(self, name)} {_flag(group)} {getattr(self, group)}"
                 raise ValueError(f"{flags}: {error}") from error
+
+    @property
+    def nodes(self) -> tuple[int, ...] | None:
+        """The node of every rank, where `node_of_rank` says it."""
+        words = [] if self.node_of_rank is None else self.node_of_rank.split(",")
+        valid = all(word.strip().isdecimal() for word in words)
+        _require(valid, f"--node-of-rank {self.node_of_rank}: use one number for every rank, as 0,1,0,1")
+        return tuple(map(int, words)) or None
 
     @property
     def is_baseline(self) -> bool:

@@ -80,7 +80,9 @@ class Session:
         if key not in self._topologies:
             backend = self._slow_backend if is_slow else None
             share_memory = self.config.node_channel == "memory"
-            self._topologies[key] = topology.discover(group, self.config.node_size, backend, share_memory)
+            self._topologies[key] = topology.discover(
+                group, self.config.node_size, backend, share_memory, self.config.nodes
+            )
         return self._topologies[key]
 
     def slow_group(self, group: dist.ProcessGroup) -> dist.ProcessGroup:

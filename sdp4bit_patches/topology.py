@@ -86,17 +86,25 @@ def group_by_node(names: Sequence[object]) -> tuple[tuple[int, ...], ...]:
 
 
 def discover(
-    group: dist.ProcessGroup, node_size: int | None = None, backend: str | None = None, share_memory: bool = True
+    group: dist.ProcessGroup,
+    node_size: int | None = None,
+    backend: str | None = None,
+    share_memory: bool = True,
+    nodes_of_ranks: Sequence[int] | None = None,
 ) -> Topology:
     """Find the nodes of `group` and make the groups of its hops; every rank of `group` calls it, in the same order.
 
     backend: of the groups that are made; that of `group` by default.
     node_size: ranks of a node by their number in the whole job (rank // node_size); None compares host names.
     share_memory: let the ranks of a node exchange through memory, where they pair and the backend is gloo.
+    nodes_of_ranks: the node of every rank of the job, instead of both; one may span hosts, a region's say.
+
+    Raises:
+        ValueError: `nodes_of_ranks` is of another number of ranks.
     """
-    name = socket.gethostname() if node_size is None else dist.get_rank() // node_size
-    names: list[object] = [None] * group.size()
-    dist.all_gather_object(names, name, group=group)
+    hosts: list[object] = [None] * group.size()
+    dist.all_gather_object(hosts, (_node_name(node_size, nodes_of_ranks), socket.gethostname()), group=group)
+    names = [name for name, _ in hosts]
     nodes = group_by_node(names)
     ranks = dist.get_process_group_ranks(group)
     rank = group.rank()
@@ -107,7 +115,19 @@ def discover(
         place = [members[node.index(rank)] for members in nodes]
         intra, inter = (own_group([ranks[member] for member in members], group, backend) for members in (node, place))
     node_group = flat_group if shape(nodes) == "intra" else intra
-    return Topology(nodes, rank, flat_group, intra, inter, *_node_memory(node_group, share_memory))
+    one_host = len({hosts[member][1] for members in nodes if rank in members for member in members}) == 1
+    memory = _node_memory(node_group, share_memory) if one_host else (None, "the node spans several hosts")
+    return Topology(nodes, rank, flat_group, intra, inter, *memory)
+
+
+def _node_name(node_size: int | None, nodes_of_ranks: Sequence[int] | None) -> object:
+    """What the ranks of this rank's node have in common."""
+    if nodes_of_ranks is None:
+        return socket.gethostname() if node_size is None else dist.get_rank() // node_size
+    given, ranks = len(nodes_of_ranks), dist.get_world_size()
+    if given != ranks:
+        raise ValueError(f"--node-of-rank has {given} numbers, the job {ranks} ranks; give one for every rank")
+    return nodes_of_ranks[dist.get_rank()]
 
 
 def _node_memory(node_group: dist.ProcessGroup | None, share_memory: bool) -> tuple[NodeMemory | None, str]:

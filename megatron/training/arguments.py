@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 from megatron.training.errors import UserError
 from megatron.training.flags import GROUPS, NO_EFFECT, Flag
+from megatron.training.layout import read_layout
 from sdp4bit_patches import config
 
 # Tables of a run file that name another file: `model = "gpt_125m"` includes configs/models/gpt_125m.toml.
@@ -75,8 +76,10 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     """
     parser = build_parser()
     in_front: list[str] = []
-    for file in _config_files(argv):
+    for file in _named_files(argv, "--config"):
         in_front += _file_arguments(file, parser)
+    for file in _named_files([*in_front, *argv], "--layout"):
+        in_front += _layout_arguments(file)
     words = [*in_front, *argv]
     args = _parse_known(parser, [*_preset(words), *words])
     args.no_effect = {
@@ -93,12 +96,19 @@ def _preset(words: Sequence[str]) -> list[str]:
     return config.preset_words(name) if name else []
 
 
-def _config_files(argv: Sequence[str]) -> list[Path]:
-    """The value of ``--config`` on the command line, as a list of none or one."""
+def _named_files(argv: Sequence[str], flag: str) -> list[Path]:
+    """The value of ``flag`` (``--config``, say) in the words ``argv``, as a list of none or one."""
     finder = _Parser(add_help=False, allow_abbrev=False)
-    finder.add_argument("--config", type=Path)
-    found = finder.parse_known_args(list(argv))[0].config
+    finder.add_argument(flag, dest="file", type=Path)
+    found = finder.parse_known_args(list(argv))[0].file
     return [found] if found else []
+
+
+def _layout_arguments(path: Path) -> list[str]:
+    """The flags that a layout file stands for, its node of every rank among them."""
+    layout = read_layout(path)
+    words = [word for key, value in layout.flags.items() for word in key_words(path, key, value)]
+    return [*words, "--node-of-rank", ",".join(map(str, layout.node_of_rank))]
 
 
 def _parse_known(parser: _Parser, argv: list[str]) -> argparse.Namespace:

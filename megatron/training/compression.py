@@ -25,6 +25,10 @@ def check_compression(args: argparse.Namespace) -> None:
         UserError: with the flags and the remedy.
     """
     comm = comm_config(args)
+    require(
+        comm.nodes is None or len(comm.nodes) == args.world_size,
+        f"--node-of-rank has {len(comm.nodes or ())} numbers for {args.world_size} ranks; give one for every rank",
+    )
     if comm.is_baseline:
         return
     require(

@@ -165,6 +165,7 @@ _PARALLELISM = (
     Flag("num-distributed-optimizer-instances", int, 1, "replicas of the distributed optimizer; only 1"),
     Flag("check-weight-hash-across-dp-replicas-interval", int, None, "compare replicas' weights every so often"),
     _choice("distributed-backend", None, "nccl gloo", "process group backend; nccl with CUDA, else gloo"),
+    Flag("layout", str, None, "TOML file of tools.scheduler: which process runs which rank, and the layout's flags"),
     Flag("distributed-timeout-minutes", float, 10.0, "minutes after which a stuck collective is an error"),
 )
 

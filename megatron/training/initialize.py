@@ -6,13 +6,15 @@ import argparse
 import os
 import random
 from datetime import timedelta
+from pathlib import Path
 
 import numpy as np
 import torch
 from megatron.core import parallel_state, tensor_parallel
 from megatron.core.num_microbatches_calculator import init_num_microbatches_calculator
 
-from megatron.training.errors import UserError
+from megatron.training.errors import UserError, require
+from megatron.training.layout import read_layout
 from sdp4bit_patches import cpu_device
 
 
@@ -56,6 +58,7 @@ def _use_deterministic_algorithms() -> None:
 def _init_process_group(args: argparse.Namespace) -> None:
     """One process group over all ranks, under torchrun or as a single process; one that stands already is kept."""
     if torch.distributed.is_initialized():
+        require(args.layout is None, "--layout orders ranks when their group is made, but it stands already; drop it")
         return
     backend = args.distributed_backend or ("gloo" if cpu_device.is_installed() else "nccl")
     if backend == "nccl" and cpu_device.is_installed():
@@ -64,10 +67,22 @@ def _init_process_group(args: argparse.Namespace) -> None:
         torch.cuda.set_device(_gpu_of_this_rank())
     timeout = timedelta(minutes=args.distributed_timeout_minutes)
     if "MASTER_ADDR" in os.environ:
-        torch.distributed.init_process_group(backend, timeout=timeout)
+        _meet(backend, timeout, args.layout)
     else:
         store = torch.distributed.HashStore()
         torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
+
+
+def _meet(backend: str, timeout: timedelta, layout: str | None) -> None:
+    """The group of torchrun's processes; with a layout each takes the rank that its device has there."""
+    if layout is None:
+        torch.distributed.init_process_group(backend, timeout=timeout)
+        return
+    # The store stays where the launcher put it, at its own rank 0: only the ranks within the group are others.
+    store, process, world_size = next(torch.distributed.rendezvous("env://", timeout=timeout))
+    rank = read_layout(Path(layout)).rank_of_process[process]
+    os.environ["RANK"] = str(rank)  # who prints an error for all is told by it
+    torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
 
 
 def _gpu_of_this_rank() -> int:

@@ -9,6 +9,7 @@ import argparse
 
 from megatron.training.compression import check_compression
 from megatron.training.errors import require
+from megatron.training.layout import check_rank_layout
 from megatron.training.ranges import check_ranges
 from megatron.training.unused_flags import unused_flags
 from megatron.training.validation_layout import check_layout
@@ -28,6 +29,7 @@ def validate_args(args: argparse.Namespace, world_size: int) -> argparse.Namespa
     _require_given(args)
     check_ranges(args)
     args.no_effect |= unused_flags(args)
+    check_rank_layout(args)
     check_layout(args)
     check_schedule(args)
     _check_precision(args)

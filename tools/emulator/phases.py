@@ -89,6 +89,8 @@ class PhaseCounter:
     def _beside_prediction(self, measured: list[float], ranks_by_node: list[int]) -> list[str]:
         if self.predicted_bytes is None:
             return ["  (nothing is compressed: how much gloo sends is not predicted)"]
+        if not self.predicted_bytes:
+            return ["  (nothing that is compressed leaves its node: how much gloo sends is not predicted)"]
         if len(set(ranks_by_node)) > 1:
             return [f"  (wire.py says {self.predicted_bytes / MIB:.3f} MiB of rank 0; nodes differ in their ranks)"]
         predicted = [ranks * self.predicted_bytes for ranks in ranks_by_node]

@@ -1,4 +1,4 @@
-"""`python -m tools.simulator COMMAND`: predict, tables, evaluate, fit, plan."""
+"""`python -m tools.simulator COMMAND`: predict, tables, evaluate, fit, plan, heterogeneous."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ COMMANDS = {
     "tables": ("tools.simulator.tables", "add predictions to every row of a published table"),
     "evaluate": ("tools.simulator.evaluate", "errors against published figures, in-sample and leaving tables out"),
     "fit": ("tools.simulator.fit", "make the calibration again, or anchor a cluster on two measured runs"),
+    "heterogeneous": ("tools.simulator.heterogeneous", "times of published systems on uneven networks"),
     "plan": ("tools.simulator.plan", "rank the layouts and schemes of a model on a cluster"),
 }
 
