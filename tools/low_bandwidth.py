@@ -2,7 +2,8 @@
 
 ``python tools/low_bandwidth.py --output docs/low_bandwidth.md`` writes that page and its pictures; ``--quick`` is the
 version for CI, a minute and a half. A shape that has finished is not measured again: stop it at any time, and start it
-again. Exit code 1 when a number that is demanded is missed (not with --quick, which is too short to tell).
+again. Exit code 1 when a number that is demanded is missed; with --quick, which is too
+short for times, only by counted bytes.
 """
 
 from __future__ import annotations
@@ -102,8 +103,8 @@ def low_bandwidth(options: Namespace) -> None:
     print(collectives_table(collectives), steps_table(grid, steps), verdicts_table(verdicts), sep="\n\n")
     if output:
         write_report(grid, path, collectives, steps, verdicts, output)
-    missed = [verdict.what for verdict in verdicts if verdict.holds is False]
-    if missed and not options.quick:
+    missed = [verdict.what for verdict in verdicts if not verdict.holds and not (options.quick and verdict.is_timed)]
+    if missed:
         sys.exit(f"low_bandwidth: missed: {'; '.join(missed)}")
 
 
