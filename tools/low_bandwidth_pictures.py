@@ -44,7 +44,7 @@ def _dress(field: Any, title: str, rates: list[float]) -> None:
     field.xaxis.set_major_locator(FixedLocator(rates))
     field.xaxis.set_minor_locator(NullLocator())
     field.xaxis.set_major_formatter(ScalarFormatter())
-    field.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    field.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 3.0, 5.0, 7.0)))
     field.yaxis.set_major_formatter(ScalarFormatter())
     field.yaxis.set_minor_formatter(NullFormatter())
     field.grid(visible=True, alpha=0.3, which="both")

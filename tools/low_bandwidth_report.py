@@ -64,7 +64,7 @@ def verdicts_table(verdicts: list[Verdict]) -> str:
 
 def write_report(
     grid: Grid,
-    path: Path,
+    absent: list[str],
     collectives: list[dict[str, Any]],
     steps: list[dict[str, Any]],
     verdicts: list[Verdict],
@@ -75,12 +75,17 @@ def write_report(
     with atomic_files(*pictures, output) as [step_times, timeline, page]:
         draw_step_times(steps, step_times)
         draw_timeline(steps, timeline)
-        sections = _sections(grid, path, collectives, steps, verdicts, pictures)
+        sections = _sections(grid, absent, collectives, steps, verdicts, pictures)
         page.write_text("\n\n".join(sections) + "\n")
 
 
 def _sections(
-    grid: Grid, path: Path, collectives: list[Any], steps: list[Any], verdicts: list[Verdict], pictures: list[Path]
+    grid: Grid,
+    absent: list[str],
+    collectives: list[Any],
+    steps: list[Any],
+    verdicts: list[Verdict],
+    pictures: list[Path],
 ) -> list[str]:
     nodes = f"{grid.nodes} nodes x {grid.ranks_per_node} ranks"
     flags = markdown_rows([["scheme", "flags"], *([s.name, f"`{' '.join(s.flags)}`"] for s in grid.schemes)])
@@ -93,6 +98,7 @@ def _sections(
         f"(`python -m tools.emulator`). The run is `{grid.config}`; schemes take turns, {grid.rounds} blocks of "
         f"{grid.steps_per_block} counted steps at each rate. A step is as long as on its slowest rank; `of SDP4Bit's` "
         "is the median of the ratios of neighbouring steps.",
+        *([f"Not measured in this run: {', '.join(absent)}."] if absent else []),
         "## What is demanded, and what came out",
         verdicts_table(verdicts),
         "## Collectives by themselves",
