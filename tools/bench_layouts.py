@@ -100,7 +100,7 @@ def _flags(args: Namespace) -> dict:
 
 def _trainer(scenario: Scenario, flags: dict) -> Trainer:
     batch, sequence = flags["global-batch-size"], flags["seq-length"]
-    work = Work(flags["num-layers"], flags["hidden-size"], batch, sequence, flags["vocab-size"] + 1)
+    work = Work(flags["num-layers"], flags["hidden-size"], batch, sequence, flags["vocab-size"] + 1, True)
     return Trainer(Network(scenario, Constants()), work, Device(1.0, MEMORY_BYTES), node_of_device(scenario))
 
 

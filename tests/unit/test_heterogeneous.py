@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from tools.simulator.heterogeneous_pipeline import exchange_time, gpipe_phase, o
 from tools.simulator.heterogeneous_rows import predict, read_rows
 from tools.simulator.heterogeneous_runs import read_run
 from tools.simulator.heterogeneous_systems import SYSTEMS
+from tools.simulator.heterogeneous_training import SCHEMES
 
 ROOT = Path(__file__).resolve().parents[2]
 PUBLISHED = ROOT / "configs" / "published" / "heterogeneous.csv"
@@ -145,6 +147,15 @@ def test_a_local_link_carries_what_is_free_and_a_wide_area_link_4_bits() -> None
     plan = best_settings(trainer, pipelines_in_a_row(64, 8), Choices())
     assert plan.scheme.config.gradient_quantization_bits_inter == 4
     assert plan.scheme.config.gradient_quantization_bits_intra == 32
+
+
+def test_a_tied_embedding_is_summed_between_the_first_and_the_last_stage() -> None:
+    trainer = trainer_of(Setting("case3", "gpt-xl", "24", 1024), Constants())
+    tied = replace(trainer, work=replace(trainer.work, tied_embedding=True))
+    layouts = {"across": megatron_layout(64, 8), "within": pipelines_in_a_row(64, 8)}
+    extra = {n: tied.sync_time(p, SCHEMES[0]) - trainer.sync_time(p, SCHEMES[0]) for n, p in layouts.items()}
+    num_bits = 8 * 4 * trainer.work.vocabulary * trainer.work.hidden
+    assert extra["across"] == pytest.approx(num_bits / 1.12e9, rel=0.05) and extra["across"] > 4 * extra["within"] > 0
 
 
 def test_a_model_that_does_not_fit_is_refused() -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sdp4bit_patches.config import PRESETS, CommConfig
-from tools.simulator.heterogeneous_exchange import baseline_time, compressed_time, slow_sync_time
+from tools.simulator.heterogeneous_exchange import GRADIENT_BYTES, baseline_time, compressed_time, slow_sync_time
 from tools.simulator.heterogeneous_network import Network
 from tools.simulator.heterogeneous_pipeline import exchange_time, one_forward_one_backward
 from tools.simulator.heterogeneous_work import Work
@@ -79,7 +79,20 @@ class Trainer:
         return float(one_forward_one_backward(compute, exchange, self.work.batch // (replicas * micro_batch)).max())
 
     def sync_time(self, placement: np.ndarray, scheme: Scheme, hidden: float = 0.0) -> float:
-        """Gradients and parameters between replicas, with DUO what its second sync exceeds ``hidden`` seconds by."""
+        """Gradients and parameters between replicas, with DUO what its second sync exceeds ``hidden`` seconds by.
+
+        A tied embedding is summed exactly between the first and the last stage first.
+        """
+        return self._embedding_time(placement) + self._replicas_time(placement, scheme, hidden)
+
+    def _embedding_time(self, placement: np.ndarray) -> float:
+        if not self.work.tied_embedding or len(placement) == 1:
+            return 0.0
+        num_bytes = self.work.vocabulary * self.work.hidden / placement.shape[2] * GRADIENT_BYTES
+        ends = np.stack([placement[0].ravel(), placement[-1].ravel()], axis=1)
+        return float(self.network.ring_time(ends, num_bytes, passes=2).max())
+
+    def _replicas_time(self, placement: np.ndarray, scheme: Scheme, hidden: float) -> float:
         stages, replicas, tensor = placement.shape
         if replicas == 1:
             return 0.0

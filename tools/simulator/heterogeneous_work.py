@@ -11,9 +11,10 @@ FP16_BYTES = 2
 
 @dataclass(frozen=True)
 class Work:
-    """One iteration of a GPT with a classification head: no output layer to speak of.
+    """One iteration of a GPT; by default with a classification head, which is no output layer to speak of.
 
-    layers, hidden: the transformer. batch: sequences of the iteration. sequence: tokens of one.
+    layers, hidden: the transformer. batch: sequences of the iteration. sequence: tokens of one. tied_embedding: whether
+    the output layer on the last stage shares the token embedding of the first.
     """
 
     layers: int
@@ -21,6 +22,7 @@ class Work:
     batch: int
     sequence: int = SEQUENCE
     vocabulary: int = VOCABULARY
+    tied_embedding: bool = False
 
     @property
     def layer_parameters(self) -> int:
