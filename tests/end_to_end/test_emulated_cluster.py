@@ -76,7 +76,10 @@ def _run(words: list[str], **how) -> subprocess.CompletedProcess:
 @contextlib.contextmanager
 def _started(words: list[str], until: str):
     """The tool with `words`, when it has printed `until`; nothing of it is left behind, whatever the test finds."""
+    # Tests that run in the background of a shell have Ctrl-C switched off, and would hand that on.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen([*TOOL, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    signal.signal(signal.SIGINT, before)
     try:
         while until not in (line := process.stdout.readline()):
             assert line, process.stderr.read()
