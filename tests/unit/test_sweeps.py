@@ -179,7 +179,7 @@ def test_a_row_whose_layout_does_not_divide_its_gpus_is_refused(configs: Path) -
 
 
 def test_a_cluster_without_a_figure_of_its_network_cards_is_refused(configs: Path) -> None:
-    change(configs / "clusters/h800_infiniband.toml", "nic-gbps = 500", "")
+    change(configs / "clusters/h800_infiniband.toml", "nic-gbps = 62.5", "")
     assert mistake(configs, "sdp4bit_speed") == (
         "the cluster 'h800_infiniband' has no nic-gbps in its table [node]; say it there"
     )
