@@ -188,8 +188,8 @@ def test_a_mistake_in_a_cluster_is_one_sentence(tmp_path, text, sentence):
     # The others are for launching jobs: nobody has measured what their devices do.
     "a100_32 a100_slingshot10 abci_a100_40gb cloud_4x1_a100 fugaku_a64fx h800_infiniband tsubame4_h100_94gb".split(),
 )
-def test_every_cluster_can_be_simulated(path):
-    cluster = load_cluster(path.stem)
+def test_every_cluster_can_be_simulated(name):
+    cluster = load_cluster(name)
     job = Job(read_model("gpt_125m"), cluster, CommConfig(), dp=4 * cluster.devices)
     assert predict(job).step_seconds > 0
 
