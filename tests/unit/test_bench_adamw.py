@@ -43,6 +43,6 @@ def test_the_quick_table_has_every_kernel_once(
     finally:
         torch.set_num_threads(before)
     names = [row["kernel"] for row in json.loads(path.read_text())]
-    own = ["adamw", *(f"adamw_provisional_{rule}" for rule in ("updated", "state", "largest"))]
+    own = ["adamw", *(f"adamw_provisional_{rule}" for rule in ("updated", "state", "largest", "bounded"))]
     assert names == [*own, "torch", "torch_foreach", "torch_fused", "reference"]
     assert len(capsys.readouterr().out.splitlines()) == 1 + len(names)
