@@ -27,10 +27,12 @@ class Shape:
 
 @dataclass(frozen=True)
 class Scheme:
-    """A way to send, by the flags that ask for it. `settle_steps`: not counted, at the beginning of every rate."""
+    """A way to send, by the flags that ask for it. `settle_steps`: not counted, at the beginning of every rate.
+    `rounds`: turns that it takes, of `steps_per_block` each."""
 
     name: str
     flags: tuple[str, ...]
+    rounds: int
     settle_steps: int = 0
 
 
@@ -43,7 +45,6 @@ class Grid:
     nodes: int
     ranks_per_node: int
     link_mbit: tuple[float, ...]
-    rounds: int
     steps_per_block: int
     shapes: tuple[Shape, ...]
     schemes: tuple[Scheme, ...]
@@ -62,8 +63,9 @@ class Grid:
     def quick(self) -> Grid:
         """What CI has the time for: one shape, the slowest link, the schemes that the numbers are about."""
         names = ("baseline", "fp32_exchange", "sdp4bit", "duo4bit_adaptive")
-        schemes = tuple(replace(s, settle_steps=s.settle_steps // 2) for s in self.schemes if s.name in names)
-        few = {"link_mbit": self.link_mbit[-1:], "shapes": self.shapes[:1], "rounds": 1}
+        few_steps = [replace(s, settle_steps=s.settle_steps // 2, rounds=1) for s in self.schemes]
+        schemes = tuple(scheme for scheme in few_steps if scheme.name in names)
+        few = {"link_mbit": self.link_mbit[-1:], "shapes": self.shapes[:1]}
         return replace(self, schemes=schemes, **few)
 
 
@@ -84,8 +86,8 @@ def read_grid(path: Path) -> Grid:
         shapes.append(Shape(shape["seq-length"], shape["accumulation"]))
     schemes = []
     for name, scheme in table["schemes"].items():
-        check_keys(f"{path}, schemes.{name}", scheme, {"flags", "settle-steps"}, {"flags"})
-        schemes.append(Scheme(name, tuple(shlex.split(scheme["flags"])), scheme.get("settle-steps", 0)))
+        check_keys(f"{path}, schemes.{name}", scheme, {"flags", "rounds", "settle-steps"}, {"flags"})
+        counts = scheme.get("rounds", table["rounds"]), scheme.get("settle-steps", 0)
+        schemes.append(Scheme(name, tuple(shlex.split(scheme["flags"])), *counts))
     numbers = [table[key] for key in ("title", "config", "nodes", "ranks-per-node")]
-    counts = (tuple(table["link-mbit"]), table["rounds"], table["steps-per-block"])
-    return Grid(*numbers, *counts, tuple(shapes), tuple(schemes))
+    return Grid(*numbers, tuple(table["link-mbit"]), table["steps-per-block"], tuple(shapes), tuple(schemes))

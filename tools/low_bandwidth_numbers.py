@@ -56,8 +56,8 @@ def cells(steps: list[Row]) -> dict[tuple[float, int, int], dict[str, Row]]:
 
 
 def ratio(row: Row, other: Row) -> float:
-    """Median over neighbouring steps of `row`'s time to `other`'s."""
-    return statistics.median(mine / its for mine, its in zip(row["steps_ms"], other["steps_ms"], strict=True))
+    """Median over neighbouring steps of `row`'s time to `other`'s; what one of them has made more is left out."""
+    return statistics.median(mine / its for mine, its in zip(row["steps_ms"], other["steps_ms"], strict=False))
 
 
 def loss(row: Row, rows: dict[str, Row]) -> float:

@@ -89,14 +89,15 @@ def _sections(
 ) -> list[str]:
     nodes = f"{grid.nodes} nodes x {grid.ranks_per_node} ranks"
     flags = markdown_rows([["scheme", "flags"], *([s.name, f"`{' '.join(s.flags)}`"] for s in grid.schemes)])
+    turns = sorted({scheme.rounds for scheme in grid.schemes})
     versions = f"torch {version('torch')}, megatron-core {version('megatron-core')}, {platform.machine()}"
     return [
         f"# {grid.title}",
         f"`scripts/reproduce/low_bandwidth.sh` wrote this page on {time.strftime('%-d %B %Y')}\n({versions}, "
         f"{os.cpu_count()} cores); every number is that run's.",
         f"{nodes}, each node a network namespace of one machine whose link is shaped by the kernel "
-        f"(`python -m tools.emulator`). The run is `{grid.config}`; schemes take turns, {grid.rounds} blocks of "
-        f"{grid.steps_per_block} counted steps at each rate. A step is as long as on its slowest rank; `of SDP4Bit's` "
+        f"(`python -m tools.emulator`). The run is `{grid.config}`; schemes take turns, {' or '.join(map(str, turns))} "
+        f"blocks of {grid.steps_per_block} counted steps at each rate. A step is as long as on its slowest rank; `of SDP4Bit's` "
         "is the median of the ratios of neighbouring steps.",
         *([f"Not measured in this run: {', '.join(absent)}."] if absent else []),
         "## What is demanded, and what came out",
