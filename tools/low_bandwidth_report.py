@@ -97,8 +97,8 @@ def _sections(
         f"{os.cpu_count()} cores); every number is that run's.",
         f"{nodes}, each node a network namespace of one machine whose link is shaped by the kernel "
         f"(`python -m tools.emulator`). The run is `{grid.config}`; schemes take turns, {' or '.join(map(str, turns))} "
-        f"blocks of {grid.steps_per_block} counted steps at each rate. A step is as long as on its slowest rank; `of SDP4Bit's` "
-        "is the median of the ratios of neighbouring steps.",
+        f"blocks of {grid.steps_per_block} counted steps at each rate. A step is as long as on its slowest "
+        "rank; `of SDP4Bit's` is the median of the ratios of neighbouring steps.",
         *([f"Not measured in this run: {', '.join(absent)}."] if absent else []),
         "## What is demanded, and what came out",
         verdicts_table(verdicts),
