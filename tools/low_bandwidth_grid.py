@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import shlex
-import tomllib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tools.cluster_files import check_keys
+from tools.toml_files import read_toml
 
 _KEYS = {"title", "config", "nodes", "ranks-per-node", "link-mbit", "rounds", "steps-per-block", "shape", "schemes"}
 
@@ -75,10 +75,7 @@ def read_grid(path: Path) -> Grid:
     Raises:
         ValueError: it is not TOML, or a key is missing or unknown.
     """
-    try:
-        table = tomllib.loads(path.read_text())
-    except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"{path} is not valid TOML: {error}") from error
+    table = read_toml(path)
     check_keys(str(path), table, _KEYS, _KEYS)
     shapes = []
     for shape in table["shape"]:
