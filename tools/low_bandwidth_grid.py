@@ -11,18 +11,26 @@ from tools.toml_files import read_toml
 
 _KEYS = {"title", "config", "nodes", "ranks-per-node", "link-mbit", "rounds", "steps-per-block", "shape", "schemes"}
 
+_SHAPE = {"seq-length", "accumulation"}
+
 
 @dataclass(frozen=True)
 class Shape:
-    """What a step computes: tokens of a sequence, and micro-batches that a rank accumulates."""
+    """What a step computes: tokens of a sequence, and micro-batches that a rank accumulates.
+
+    device_ms: what a device besides would compute for, a step, while the host's cores are free: a rank waits so long.
+    schemes: those that are measured; all where it is empty.
+    """
 
     seq_length: int
     accumulation: int
+    device_ms: float = 0.0
+    schemes: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
         """Its folder's."""
-        return f"seq_{self.seq_length}_acc_{self.accumulation}"
+        return f"seq_{self.seq_length}_acc_{self.accumulation}" + f"_device_{self.device_ms:g}" * (self.device_ms > 0)
 
 
 @dataclass(frozen=True)
@@ -54,6 +62,10 @@ class Grid:
         """Ranks in all."""
         return self.nodes * self.ranks_per_node
 
+    def schemes_of(self, shape: Shape) -> list[Scheme]:
+        """The schemes that are measured in a shape."""
+        return [scheme for scheme in self.schemes if not shape.schemes or scheme.name in shape.schemes]
+
     def words(self, shape: Shape, scheme: Scheme) -> list[str]:
         """The command line of a scheme's run."""
         batch = self.world_size * shape.accumulation
@@ -79,8 +91,9 @@ def read_grid(path: Path) -> Grid:
     check_keys(str(path), table, _KEYS, _KEYS)
     shapes = []
     for shape in table["shape"]:
-        check_keys(f"{path}, shape", shape, {"seq-length", "accumulation"}, {"seq-length", "accumulation"})
-        shapes.append(Shape(shape["seq-length"], shape["accumulation"]))
+        check_keys(f"{path}, shape", shape, {*_SHAPE, "device-ms", "schemes"}, _SHAPE)
+        further = float(shape.get("device-ms", 0.0)), tuple(shape.get("schemes", ()))
+        shapes.append(Shape(shape["seq-length"], shape["accumulation"], *further))
     schemes = []
     for name, scheme in table["schemes"].items():
         check_keys(f"{path}, schemes.{name}", scheme, {"flags", "rounds", "settle-steps"}, {"flags"})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 Row = dict[str, Any]
 # Link rates (Mbit/s) that the collectives are judged at, and the one at which data-parallel traffic dominates.
@@ -49,11 +49,41 @@ def _collectives(rows: list[Row]) -> Iterator[Verdict]:
             yield Verdict(what, f"≥ {demanded:g}x", f"{row['ratio']:.2f}x", row["ratio"] >= demanded)
 
 
-def cells(steps: list[Row]) -> dict[tuple[float, int, int], dict[str, Row]]:
-    """Rows by (link rate, sequence, accumulation) and scheme."""
-    table: dict[tuple[float, int, int], dict[str, Row]] = {}
+class Cell(NamedTuple):
+    """What the schemes that are compared have in common."""
+
+    link_mbit: float
+    seq_length: int
+    accumulation: int
+    device_ms: float
+
+    @property
+    def work(self) -> tuple[float, int]:
+        """By which cells of one link rate are ordered: what there is to compute."""
+        return self.device_ms, self.seq_length * self.accumulation
+
+    @property
+    def shape_words(self) -> str:
+        """The shape, for people."""
+        device = f", device {self.device_ms:g} ms" if self.device_ms else ""
+        return f"sequence {self.seq_length}, accumulation {self.accumulation}{device}"
+
+    @property
+    def words(self) -> str:
+        """The cell, for people."""
+        return f"{self.link_mbit:g} Mbit/s, {self.shape_words}"
+
+
+def cell_of(row: Row) -> Cell:
+    """The cell that a row is in."""
+    return Cell(row["link_mbit"], row["seq_length"], row["accumulation"], row["device_ms"])
+
+
+def cells(steps: list[Row]) -> dict[Cell, dict[str, Row]]:
+    """Rows by cell and scheme."""
+    table: dict[Cell, dict[str, Row]] = {}
     for row in steps:
-        table.setdefault((row["link_mbit"], row["seq_length"], row["accumulation"]), {})[row["scheme"]] = row
+        table.setdefault(cell_of(row), {})[row["scheme"]] = row
     return table
 
 
@@ -70,17 +100,17 @@ def loss(row: Row, rows: dict[str, Row]) -> float:
 
 def _steps(steps: list[Row]) -> Iterator[Verdict]:
     """At the slowest rate, the shape with the least to compute: there the traffic dominates."""
-    slowest = [key for key in cells(steps) if key[0] == SLOWEST]
+    slowest = [key for key in cells(steps) if key.link_mbit == SLOWEST]
     if not slowest:
         return
-    key = min(slowest, key=lambda key: key[1] * key[2])
+    key = min(slowest, key=lambda key: key.work)
     rows = cells(steps)[key]
     for other, demanded in (("baseline", 4.0), ("fp32_exchange", 3.0)):
         times = ratio(rows[other], rows["sdp4bit"])
-        what = f"{_words(key)}: SDP4Bit's step against {other}'s"
+        what = f"{key.words}: SDP4Bit's step against {other}'s"
         yield Verdict(what, f"≥ {demanded:g}x", f"{times:.2f}x", times >= demanded)
     difference = loss(rows["sdp4bit"], rows) / loss(rows["baseline"], rows) - 1
-    what = f"{_words(key)}: SDP4Bit's loss against the baseline's"
+    what = f"{key.words}: SDP4Bit's loss against the baseline's"
     yield Verdict(what, f"± {LOSS_TOLERANCE:.1%}", f"{difference:+.2%}", abs(difference) <= LOSS_TOLERANCE)
 
 
@@ -88,9 +118,9 @@ def _duo(steps: list[Row]) -> Iterator[Verdict]:
     for key, rows in cells(steps).items():
         always, adaptive, reference = (rows.get(name) for name in ("duo4bit", "duo4bit_adaptive", "sdp4bit"))
         if always and is_hidden(always):
-            yield _within(f"{_words(key)}: DUO4Bit's step, compute exceeds its slow sync", always, reference)
+            yield _within(f"{key.words}: DUO4Bit's step, compute exceeds its slow sync", always, reference)
         if adaptive:
-            yield _within(f"{_words(key)}: DUO4Bit's step with the adaptive policy", adaptive, reference)
+            yield _within(f"{key.words}: DUO4Bit's step with the adaptive policy", adaptive, reference)
 
 
 def _within(what: str, row: Row, reference: Row) -> Verdict:
@@ -123,7 +153,3 @@ def _bytes(steps: list[Row]) -> Iterator[Verdict]:
         holds = abs(worst) <= BYTES_TOLERANCE
         what = "inter-node bytes that the kernel counted, without headers, against wire.py: the worst row"
         yield Verdict(what, f"± {BYTES_TOLERANCE:.0%}", f"{worst:+.2%}", holds, is_timed=False)
-
-
-def _words(key: tuple[float, int, int]) -> str:
-    return f"{key[0]:g} Mbit/s, sequence {key[1]}, accumulation {key[2]}"

@@ -9,7 +9,7 @@ from matplotlib import pyplot as plt
 from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter, NullLocator, ScalarFormatter
 
 from tools import plot_runs
-from tools.low_bandwidth_numbers import cells
+from tools.low_bandwidth_numbers import cell_of, cells
 
 COLORS, MARKERS = (*plot_runs.COLORS, "#888888"), plot_runs.MARKERS + "*"
 # Parts of a step and their colours, in the order in which they are drawn.
@@ -18,7 +18,7 @@ PARTS = {"computation": COLORS[0], "exposed: gradients and parameters": COLORS[1
 
 def draw_step_times(steps: list[dict[str, Any]], path: Path) -> None:
     """Step time against link rate, a line a scheme, a field a shape; both axes logarithmic."""
-    shapes = sorted({(row["seq_length"], row["accumulation"]) for row in steps}, key=lambda shape: shape[0] * shape[1])
+    shapes = {cell.shape_words: cell for cell in sorted(cells(steps), key=lambda cell: cell.work)}
     columns = min(len(shapes), 2)
     num_rows = -(-len(shapes) // columns)
     size = (5.5 * columns, 4.0 * num_rows)
@@ -26,11 +26,11 @@ def draw_step_times(steps: list[dict[str, Any]], path: Path) -> None:
     schemes = list(dict.fromkeys(row["scheme"] for row in steps))
     for field, shape in zip(fields.flat, shapes, strict=False):
         for index, scheme in enumerate(schemes):
-            own = [r for r in steps if r["scheme"] == scheme and (r["seq_length"], r["accumulation"]) == shape]
+            own = [r for r in steps if r["scheme"] == scheme and cell_of(r).shape_words == shape]
             own.sort(key=lambda row: row["link_mbit"])
             style = {"color": COLORS[index % len(COLORS)], "marker": MARKERS[index % len(MARKERS)]}
             field.plot([r["link_mbit"] for r in own], [r["step_ms"] for r in own], label=scheme, linewidth=1.4, **style)
-        _dress(field, f"sequence {shape[0]}, accumulation {shape[1]}", sorted({row["link_mbit"] for row in steps}))
+        _dress(field, shape, sorted({row["link_mbit"] for row in steps}))
     for field in fields.flat[len(shapes) :]:
         field.set_axis_off()
     handles, labels = fields.flat[0].get_legend_handles_labels()
@@ -54,8 +54,8 @@ def _dress(field: Any, title: str, rates: list[float]) -> None:
 def draw_timeline(steps: list[dict[str, Any]], path: Path) -> None:
     """Where a step's time goes at the slowest rate: a bar a scheme; DUO's slow sync as a line below its bar."""
     slowest = min(row["link_mbit"] for row in steps)
-    at_slowest = {key: rows for key, rows in cells(steps).items() if key[0] == slowest}
-    chosen = [min(at_slowest, key=lambda k: k[1] * k[2]), max(at_slowest, key=lambda k: k[1] * k[2])]
+    at_slowest = {key: rows for key, rows in cells(steps).items() if key.link_mbit == slowest}
+    chosen = [min(at_slowest, key=lambda cell: cell.work), max(at_slowest, key=lambda cell: cell.work)]
     chosen = list(dict.fromkeys(chosen))
     figure, fields = plt.subplots(len(chosen), 1, figsize=(9, 4.2 * len(chosen)), layout="constrained", squeeze=False)
     for field, key in zip(fields.flat, chosen, strict=True):
@@ -72,7 +72,7 @@ def draw_timeline(steps: list[dict[str, Any]], path: Path) -> None:
                 field.plot([0.0, row["duo_slow_ms"]], [height + 0.36] * 2, **line)
         field.set_yticks(range(len(at_slowest[key])), list(at_slowest[key]))
         field.invert_yaxis()
-        field.set(title=f"One step at {key[0]:g} Mbit/s, sequence {key[1]}, accumulation {key[2]}", xlabel="ms")
+        field.set(title=f"One step at {key.words}", xlabel="ms")
         field.spines[["top", "right"]].set_visible(False)
     handles, labels = fields.flat[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)

@@ -23,14 +23,18 @@ ANCHOR_SCHEMES = ("baseline", "sdp4bit", "duo4bit")
 def with_predictions(grid: Grid, rows: list[Row]) -> list[Row]:
     """`rows`, each with the simulator's `simulated_ms` and whether it `is_anchor`.
 
-    The adaptive policy is a scheme that the simulator does not know: None.
+    None for what the simulator does not know: the adaptive policy, and a device beside the host.
 
     Raises:
         ValueError: there are fewer than two rows to anchor on.
     """
-    first, last = (min(rows, key=_place)), (max(rows, key=_place))
-    places = {_place(first), _place(last)}
-    rows = [row | {"is_anchor": row["scheme"] in ANCHOR_SCHEMES and _place(row) in places} for row in rows]
+    places = sorted(_place(row) for row in rows if not row["device_ms"])
+    places = places[:1] + places[-1:]
+
+    def is_anchor(row: Row) -> bool:
+        return _is_known(row) and row["scheme"] in ANCHOR_SCHEMES and _place(row) in places
+
+    rows = [row | {"is_anchor": is_anchor(row)} for row in rows]
     runs = [MeasuredRun(_job(grid, row), row["step_ms"] / 1e3) for row in rows if row["is_anchor"]]
     anchored = anchor(runs, read_calibration().constants(load_cluster(CLUSTER)))
     return [row | {"simulated_ms": _milliseconds(anchored, grid, row)} for row in rows]
@@ -41,8 +45,12 @@ def _place(row: Row) -> tuple[float, int]:
     return -row["link_mbit"], row["seq_length"] * row["accumulation"]
 
 
+def _is_known(row: Row) -> bool:
+    return not row["device_ms"] and not row["scheme"].endswith("adaptive")
+
+
 def _milliseconds(anchored: Any, grid: Grid, row: Row) -> float | None:
-    if row["scheme"].endswith("adaptive"):
+    if not _is_known(row):
         return None
     return anchored.predict(_job(grid, row)).step_seconds * 1e3
 

@@ -46,10 +46,13 @@ class SchemeRun:
         args = validate_args(parse_args([*grid.words(shape, scheme), *quiet]), grid.world_size)
         args.barrier_with_L1_time = False  # a barrier before every part would be measured, too
         self.scheme, self.losses = scheme, []
+        device_seconds = shape.device_ms / shape.accumulation * 1e-3
         set_random_seed(args.seed)  # all schemes begin with the same weights
         with contextlib.redirect_stdout(io.StringIO()):  # the start-up report of each
             self.run = set_up(args)
         sdp4bit_patches.uninstall()
+        if device_seconds:
+            self.run.model[0].register_forward_pre_hook(lambda *_: time.sleep(device_seconds))
 
     @property
     def _groups(self) -> list[Any]:
@@ -131,17 +134,17 @@ def measure(grid: Grid, shape: Shape) -> list[dict[str, Any]]:
     import torch.distributed as dist
     from tqdm import tqdm
 
-    runs = [SchemeRun(grid, shape, scheme) for scheme in grid.schemes]
+    runs = [SchemeRun(grid, shape, scheme) for scheme in grid.schemes_of(shape)]
     rows = []
-    total = len(grid.link_mbit) * sum(scheme.rounds for scheme in grid.schemes)
+    total = len(grid.link_mbit) * sum(run.scheme.rounds for run in runs)
     with tqdm(total=total, desc=shape.name, unit="block", disable=dist.get_rank() != 0, mininterval=5.0) as bar:
         for megabits in grid.link_mbit:
             set_link_rate(megabits)
             for run in runs:
                 run.settle()
             blocks: list[list[Any]] = [[] for _ in runs]
-            for turn in range(max(scheme.rounds for scheme in grid.schemes)):
-                taking_turns = [index for index, scheme in enumerate(grid.schemes) if turn < scheme.rounds]
+            for turn in range(max(run.scheme.rounds for run in runs)):
+                taking_turns = [index for index, run in enumerate(runs) if turn < run.scheme.rounds]
                 first = turn % len(taking_turns)
                 for index in taking_turns[first:] + taking_turns[:first]:
                     blocks[index].append(runs[index].block(grid.steps_per_block))
@@ -166,6 +169,7 @@ def _row(grid: Grid, shape: Shape, megabits: float, run: SchemeRun, blocks: list
         if key not in ("steps", "sent_bytes", "step")
     }
     row = {"link_mbit": megabits, "seq_length": shape.seq_length, "accumulation": shape.accumulation}
+    row |= {"device_ms": shape.device_ms}
     row |= {"scheme": run.scheme.name, "step_ms": statistics.median(steps), "steps_ms": steps, **means}
     tokens = grid.world_size * shape.accumulation * shape.seq_length
     row |= {"tokens_per_s": tokens / row["step_ms"] * 1e3}

@@ -12,7 +12,7 @@ from typing import Any
 
 from tools.atomic_files import atomic_files
 from tools.low_bandwidth_grid import Grid
-from tools.low_bandwidth_numbers import Verdict, cells, is_hidden, loss, ratio
+from tools.low_bandwidth_numbers import Cell, Verdict, cells, is_hidden, loss, ratio
 from tools.low_bandwidth_pictures import draw_step_times, draw_timeline
 from tools.plot_runs import markdown_rows
 
@@ -32,12 +32,12 @@ def _faster(row: dict[str, Any]) -> str:
 
 def steps_table(steps: list[dict[str, Any]]) -> str:
     """The columns of the published table, and ours."""
-    head = "Mbit/s|sequence|accumulation|scheme|tokens/s|step ms|of SDP4Bit's|computation ms|slow sync ms|fully hidden"
-    head += "|exposed ms|MB a step per link|wire.py, MB|loss|simulator, ms"
+    head = "Mbit/s|sequence|accumulation|device ms|scheme|tokens/s|step ms|of SDP4Bit's|computation ms|slow sync ms"
+    head += "|fully hidden|exposed ms|MB a step per link|wire.py, MB|loss|simulator, ms"
     return markdown_rows([head.split("|"), *(line for key, rows in cells(steps).items() for line in _cell(key, rows))])
 
 
-def _cell(key: tuple[float, int, int], rows: dict[str, dict[str, Any]]) -> Iterable[list[str]]:
+def _cell(key: Cell, rows: dict[str, dict[str, Any]]) -> Iterable[list[str]]:
     for name, row in rows.items():
         slow, hidden = "", ""
         if row.get("duo_slow_ms"):
@@ -117,6 +117,9 @@ def _sections(
         "gloo's own collectives take part). The loss is the mean of the last common steps."
         " The simulator's column is its prediction for `configs/clusters/emulated_2x2.toml`, anchored on the few rows "
         "that have a star; it does not know the adaptive policy.",
+        "Ranks share the cores of this machine, so what the second sync needs of a processor lengthens a step even "
+        "where it is hidden. Where `device ms` is not 0, every step waits so long in its forward passes, as a host waits "
+        "for a GPU: that is compute which leaves the cores free.",
         steps_table(steps),
         flags,
     ]
