@@ -118,8 +118,8 @@ def _sections(
         " The simulator's column is its prediction for `configs/clusters/emulated_2x2.toml`, anchored on the few rows "
         "that have a star; it does not know the adaptive policy.",
         "Ranks share the cores of this machine, so what the second sync needs of a processor lengthens a step even "
-        "where it is hidden. Where `device ms` is not 0, every step waits so long in its forward passes, as a host waits "
-        "for a GPU: that is compute which leaves the cores free.",
+        "where it is hidden. Where `device ms` is not 0, every step waits so long in its forward passes, as a host "
+        "waits for a GPU: that is compute which leaves the cores free.",
         steps_table(steps),
         flags,
     ]
