@@ -67,10 +67,11 @@ class Constants:
     )
     host_reduce_gb_per_s: float = _constant(
         0.85,
-        0.2,
+        0.02,
         5.0,
         "GB/s",
-        "at which a rank's host sums gradients in DUO's second sync, not overlapped with sending",
+        "at which a rank's host sums gradients in DUO's second sync, not overlapped with sending; least where ranks "
+        "compute on the same cores",
     )
 
     def __post_init__(self) -> None:

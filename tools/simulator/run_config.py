@@ -94,7 +94,7 @@ def comm_of(keys: dict[str, Any]) -> CommConfig:
     name = keys.get("compression", "baseline")
     if name not in PRESETS:
         raise ValueError(f"compression = {name!r}: use one of {', '.join(PRESETS)}")
-    own = {field: keys[key] for key, field in COMM_KEYS.items() if key in keys and field != "node_size"}
+    own = {field: keys[key] for key, field in COMM_KEYS.items() if key in keys}
     return CommConfig(**{**PRESETS[name], **own})
 
 
