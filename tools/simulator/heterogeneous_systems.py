@@ -104,7 +104,7 @@ def megatron(run: Run, order: np.ndarray, stages: int, tensor: int, micro_batch:
     exchange = exchange_time(network, lanes, micro_batch * run.work.activation_bytes / tensor, serial)
     exchange = exchange.reshape(stages - 1, replicas, tensor).max(axis=2, initial=0.0)
     micro_batches = run.work.batch // (replicas * micro_batch)
-    pipeline = one_forward_one_backward(busy, exchange, micro_batches).max()
+    pipeline = one_forward_one_backward(busy, exchange, micro_batches, serial).max()
     groups = placement.transpose(0, 2, 1).reshape(-1, replicas)
     sizes = np.repeat(_stage_gradient_bytes(run, stages) / tensor, tensor)
     return Parts(float(pipeline), float(network.ring_time(groups, sizes, passes=2).max()))
