@@ -19,7 +19,13 @@ from tools.simulator.heterogeneous_constants import Constants
 from tools.simulator.heterogeneous_exchange import baseline_time, compressed_time
 from tools.simulator.heterogeneous_network import Network
 from tools.simulator.heterogeneous_ours import Setting, ours, trainer_of
-from tools.simulator.heterogeneous_pipeline import exchange_time, gpipe_phase, one_forward_one_backward
+from tools.simulator.heterogeneous_pipeline import (
+    AT_ONCE,
+    IN_TURNS,
+    exchange_time,
+    gpipe_phase,
+    one_forward_one_backward,
+)
 from tools.simulator.heterogeneous_rows import predict, read_rows
 from tools.simulator.heterogeneous_runs import read_run
 from tools.simulator.heterogeneous_systems import SYSTEMS
@@ -112,6 +118,23 @@ def test_exchanges_of_a_pipeline_across_regions_take_the_slow_link() -> None:
     across = exchange_time(network, megatron_layout(64, 8)[:, :, 0], 2**23)
     within = exchange_time(network, pipelines_in_a_row(64, 8)[:, :, 0], 2**23)
     assert across.max() > 4 * within.max() and across[3].min() > 0.011 + 8 * 2**23 / 1.12e9
+
+
+def test_exchanges_in_turns_take_both_ways_one_after_the_other_and_the_passage_one_of_each() -> None:
+    """128 KiB over 4 Mbit/s and back over 5 Mbit/s; at once, the slower of the two is all there is."""
+    network, stages = Network(read_scenario("emulated_two_regions"), Constants()), np.array([[0, 1], [2, 3]])
+    ways = 2**20 / 0.004e9, 2**20 / 0.005e9
+    at_once, in_turns = (exchange_time(network, stages, 2**17, serial) for serial in (AT_ONCE, IN_TURNS))
+    assert at_once == pytest.approx(max(ways)) and in_turns == pytest.approx(sum(ways))
+    compute = np.full((2, 2), 0.05)
+    taken = one_forward_one_backward(compute, in_turns, 8, IN_TURNS)
+    assert taken == pytest.approx(7 * (0.05 + sum(ways)) + 2 * 0.05 + sum(ways))
+
+
+def test_messages_that_share_a_card_use_it_while_others_wait_for_their_turn() -> None:
+    """Case 1: eight messages leave a host at once, so that taking turns costs nothing."""
+    network, stages = Network(read_scenario("case1"), Constants()), np.arange(64).reshape(8, 8)
+    assert exchange_time(network, stages, 2**23, IN_TURNS) == pytest.approx(exchange_time(network, stages, 2**23))
 
 
 def test_two_hops_take_what_their_bytes_take_on_the_links() -> None:
