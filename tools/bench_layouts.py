@@ -1,7 +1,8 @@
 """Measured steps of a small job on an emulated uneven network: scheduled, Megatron's own and random layouts.
 
 What the scheduler had predicted stands beside them. Every layout trains with the same degrees, micro-batch and SDP4Bit;
-only which node runs which rank differs. A run on the same nodes with fast links tells how long the computation takes.
+only which node runs which rank differs. Runs on the same nodes with fast links, before and after, tell how long the
+computation takes.
 `--peers deepspeed` trains the same model with ZeRO-3 and DeepSpeed's pipeline on the same network, too.
 """
 
@@ -96,9 +97,14 @@ def main(args: Namespace) -> None:
     network = ["--scenario", args.scenario]
     with tempfile.TemporaryDirectory(prefix="bench_layouts_") as folder:
         bench = Bench(scenario, args.config.resolve(), args.steps, Path(folder))
-        trainer = _calibrated(bench, _trainer(scenario, _flags(args)), choices)
-        plans = tqdm(_plans(trainer, args, choices), desc="layouts", leave=False, disable=None)
-        rows = {name: bench.run(name, plan, network) for name, plan in plans}
+        trainer = _trainer(scenario, _flags(args))
+        before = _seconds_on_fast_links("before", bench, trainer, choices)
+        plans = _plans(_calibrated(trainer, choices, before), args, choices)
+        rows = {n: bench.run(n, p, network) for n, p in tqdm(plans, desc="layouts", leave=False, disable=None)}
+        seconds = (before + _seconds_on_fast_links("after", bench, trainer, choices)) / 2
+        print(f"on links of {FAST_MBIT} Mbit/s a step takes {seconds:.3f} s: computation", flush=True)
+        trainer = _calibrated(trainer, choices, seconds)
+        rows = {n: replace(row, plan=best_settings(trainer, row.plan.layout, choices)) for n, row in rows.items()}
         print(_table(rows), flush=True)
         peers = _run_peers(bench, args.pp, rows["scheduled"].plan, network) if version else {}
     if peers:
@@ -127,16 +133,19 @@ def _trainer(scenario: Scenario, flags: dict) -> Trainer:
     return Trainer(network, work, device, node_of_device(scenario), serial=IN_TURNS)
 
 
-def _calibrated(bench: Bench, trainer: Trainer, choices: Choices) -> Trainer:
-    """The trainer with the compute rate at which the job runs on fast links, where 1F1B takes M + S - 1 rounds."""
-    layout = megatron_layout(trainer.network.num_devices, choices.stages)
-    plan = best_settings(trainer, layout, choices)
+def _seconds_on_fast_links(when: str, bench: Bench, trainer: Trainer, choices: Choices) -> float:
+    """Of a step in Megatron's order."""
+    plan = best_settings(trainer, megatron_layout(trainer.network.num_devices, choices.stages), choices)
     words = ["--nodes", str(len(bench.scenario.hosts)), "--ranks-per-node", "1", "--link-mbit", str(FAST_MBIT)]
-    seconds = bench.run("fast links", plan, words).median
-    stages, replicas, _ = layout.shape
-    rounds = trainer.work.batch // (replicas * plan.micro_batch) + stages - 1
-    flops = FORWARDS * trainer.work.layers / stages * plan.micro_batch * trainer.work.layer_forward_flops
-    print(f"on links of {FAST_MBIT} Mbit/s a step takes {seconds:.3f} s: computation", flush=True)
+    return bench.run(f"fast links, {when}", plan, words).median
+
+
+def _calibrated(trainer: Trainer, choices: Choices, seconds: float) -> Trainer:
+    """The trainer with the compute rate that makes so many seconds on fast links, where 1F1B takes M + S - 1 rounds."""
+    stages, [micro_batch] = choices.stages, choices.micro_batches
+    replicas = trainer.network.num_devices // stages
+    rounds = trainer.work.batch // (replicas * micro_batch) + stages - 1
+    flops = FORWARDS * trainer.work.layers / stages * micro_batch * trainer.work.layer_forward_flops
     return replace(trainer, device=Device(flops * rounds / seconds / 1e12, MEMORY_BYTES))
 
 

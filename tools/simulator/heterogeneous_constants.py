@@ -19,7 +19,7 @@ class Constants:
     message_overhead: of one blocking message larger than NCCL's buffer; messages through one network card add up.
     delay_factor: delays that a blocking exchange waits for.
     socket_gbps: at most, of blocking messages through one network card.
-    loss_hops: delays that the last stage waits for in every micro-batch, for the mean of the loss over 8 replicas.
+    loss_hops: of the longest delay, for which the last stage waits in every micro-batch: the mean loss of 8 replicas.
     hop_overhead: of one step of a ring over the network, beside its delay.
     host_link_factor: what links inside a host carry, relative to their label.
     deepspeed_serial: exchanges that DeepSpeed's pipeline makes one after the other; Megatron makes both at once.
@@ -29,7 +29,7 @@ class Constants:
     zero3_passes: parameter volumes over the slowest link in one micro-step of ZeRO-3.
     zero3_resident_parameters: parameters that ZeRO-3 keeps; layers beyond are fetched piece by piece.
     zero3_rounds_per_layer: trips around the ring for such a layer.
-    zero3_round_overhead: of one trip, beside the delays.
+    zero3_round_overhead: of one trip, beside the delays and ``hop_overhead``.
     """
 
     v100_teraflops: float = 53.0

@@ -50,7 +50,7 @@ class Device:
 class Trainer:
     """One job: the network, the work of an iteration, the devices, and which of them form a node for compression.
 
-    serial: whether pipeline stages exchange at once or in turns, see :func:`exchange_time`.
+    serial: whether pipeline stages exchange at once or in turns, see :class:`Exchange`.
     """
 
     network: Network
@@ -79,9 +79,8 @@ class Trainer:
             compute += 6 * self.work.layers / stages * each.reshape(stages, replicas)
         lanes = placement.reshape(stages, -1)
         exchange = exchange_time(self.network, lanes, activation_bytes / tensor, self.serial)
-        exchange = exchange.reshape(stages - 1, replicas, tensor).max(axis=2, initial=0.0)
         micro_batches = self.work.batch // (replicas * micro_batch)
-        return float(one_forward_one_backward(compute, exchange, micro_batches, self.serial).max())
+        return float(one_forward_one_backward(compute, exchange.slowest_tensor_rank(tensor), micro_batches).max())
 
     def sync_time(self, placement: np.ndarray, scheme: Scheme, hidden: float = 0.0) -> float:
         """Gradients and parameters between replicas, with DUO what its second sync exceeds ``hidden`` seconds by.
