@@ -31,7 +31,7 @@ class Exchange:
 
     def slowest_tensor_rank(self, tensor: int) -> Exchange:
         """The exchange of lanes, [stages - 1, replicas * tensor], as that of their pipelines."""
-        shape = (len(self.transfer), -1, tensor)
+        shape = (len(self.transfer), self.transfer.shape[1] // tensor, tensor)
         slowest = (part.reshape(shape).max(axis=2, initial=0.0) for part in (self.transfer, self.delay))
         return Exchange(*slowest, self.serial)
 
