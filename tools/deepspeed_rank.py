@@ -30,8 +30,18 @@ from torch.nn import functional
 from tools.atomic_files import atomic_files
 from tools.command_line import positive_int, run_tool
 
+INITIAL_STD = 0.02  # Megatron's --init-method-std
 
-class TokenEmbedding(nn.Embedding):
+
+class SmallEmbedding(nn.Embedding):
+    """An embedding that begins as GPT's do."""
+
+    def reset_parameters(self) -> None:
+        """See the class."""
+        nn.init.normal_(self.weight, std=INITIAL_STD)
+
+
+class TokenEmbedding(SmallEmbedding):
     """Tokens, int64 [b, s], to vectors [b, s, h]; vectors to logits [b, s, v], as the tied output layer."""
 
     def forward(self, given: Tensor) -> Tensor:
@@ -39,7 +49,7 @@ class TokenEmbedding(nn.Embedding):
         return functional.linear(given, self.weight) if given.is_floating_point() else super().forward(given)
 
 
-class Positions(nn.Embedding):
+class Positions(SmallEmbedding):
     """Adds learned positions to vectors, [b, s, h]."""
 
     def forward(self, given: Tensor) -> Tensor:
