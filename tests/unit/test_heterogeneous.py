@@ -16,11 +16,19 @@ from tools.scenario_files import read_scenario
 from tools.scheduler.layouts import megatron_layout, pipelines_in_a_row
 from tools.scheduler.plan import Choices, best_plan, best_settings
 from tools.simulator.heterogeneous_constants import Constants
+from tools.simulator.heterogeneous_errors import errors_by_column
 from tools.simulator.heterogeneous_exchange import baseline_time, compressed_time
 from tools.simulator.heterogeneous_network import Network
 from tools.simulator.heterogeneous_ours import Setting, ours, trainer_of
-from tools.simulator.heterogeneous_pipeline import exchange_time, gpipe_phase, one_forward_one_backward
-from tools.simulator.heterogeneous_rows import predict, read_rows
+from tools.simulator.heterogeneous_pipeline import (
+    AT_ONCE,
+    IN_TURNS,
+    Exchange,
+    exchange_time,
+    gpipe_phase,
+    one_forward_one_backward,
+)
+from tools.simulator.heterogeneous_rows import Row, predict, read_rows
 from tools.simulator.heterogeneous_runs import read_run
 from tools.simulator.heterogeneous_systems import SYSTEMS
 from tools.simulator.heterogeneous_training import SCHEMES
@@ -57,18 +65,32 @@ def test_columns_of_cases_with_shared_network_cards_are_as_close_as_asked(case: 
     assert not {name: error for name, error in errors.items() if error > LIMIT_OF_SHARED_CARDS}
 
 
-def test_speed_ups_of_the_schedule_come_out_within_a_tenth(predicted: list[tuple]) -> None:
+@pytest.mark.parametrize("case", ["case1", "case2", "case3", "case4", "case5"])
+def test_speed_ups_of_the_schedule_come_out_within_a_tenth(case: str, predicted: list[tuple]) -> None:
     times: dict[tuple, dict[str, list[tuple[float, float]]]] = {}
     for row, seconds in predicted:
-        if row.published is not None and row.scenario in ("case3", "case4", "case5"):
-            setting = times.setdefault((row.scenario, row.layers, row.batch), {})
+        if row.published is not None and row.scenario == case:
+            setting = times.setdefault((row.layers, row.batch), {})
             setting.setdefault(row.system, []).append((seconds, row.published))
     errors: dict[str, list[float]] = {}
     for setting in times.values():
         ratios = {name: np.mean([s for s, _ in v]) / np.mean([p for _, p in v]) for name, v in setting.items()}
         for name, ratio in ratios.items():
             errors.setdefault(name, []).append(abs(ratio / ratios["dtfm_scheduled"] - 1))
-    assert not {name: np.mean(column) for name, column in errors.items() if np.mean(column) > 0.10}
+    assert len(errors) > 4 and not {name: np.mean(column) for name, column in errors.items() if np.mean(column) > 0.10}
+
+
+def test_the_printed_errors_are_those_of_the_rows() -> None:
+    """By hand: two repeats of 9 and 11 s predicted as 12 and 12 s; the schedule of 5 s as 4 s."""
+    known = {"megatron_p8_default": [(9.0, 12.0), (11.0, 12.0)], "dtfm_scheduled": [(5.0, 4.0)]}
+    pairs = [
+        (Row(f"{name}{n}", "case3", "gpt-xl", "24", 1024, name, None, published), seconds)
+        for name, times in known.items()
+        for n, (published, seconds) in enumerate(times)
+    ]
+    lines = errors_by_column([row for row, _ in pairs], [seconds for _, seconds in pairs]).splitlines()
+    [megatron] = {line for line in lines if "megatron_p8_default" in line}
+    assert megatron.split()[1:] == "21.2 % 2 50.0 % 50.0 % 1".split()
 
 
 def test_rows_without_a_published_figure_are_predicted_too(predicted: list[tuple]) -> None:
@@ -91,8 +113,8 @@ def test_the_gpipe_phase_is_what_a_recurrence_over_stages_and_micro_batches_give
 
 
 def test_1f1b_without_communication_takes_one_round_for_each_micro_batch_and_further_stage() -> None:
-    compute, exchange = np.full((4, 2), 3.0), np.zeros((3, 2))
-    np.testing.assert_allclose(one_forward_one_backward(compute, exchange, 10), 3.0 * (10 + 4 - 1))
+    compute, none = np.full((4, 2), 3.0), np.zeros((3, 2))
+    np.testing.assert_allclose(one_forward_one_backward(compute, Exchange(none, none), 10), 3.0 * (10 + 4 - 1))
 
 
 def test_devices_of_one_host_share_its_card_and_shaped_links_of_one_class_share_its_rate() -> None:
@@ -109,9 +131,46 @@ def test_a_line_that_all_hosts_share_is_shared_by_flows_of_different_hosts() -> 
 
 def test_exchanges_of_a_pipeline_across_regions_take_the_slow_link() -> None:
     network = Network(read_scenario("case3"), Constants())
-    across = exchange_time(network, megatron_layout(64, 8)[:, :, 0], 2**23)
-    within = exchange_time(network, pipelines_in_a_row(64, 8)[:, :, 0], 2**23)
+    across = exchange_time(network, megatron_layout(64, 8)[:, :, 0], 2**23).total
+    within = exchange_time(network, pipelines_in_a_row(64, 8)[:, :, 0], 2**23).total
     assert across.max() > 4 * within.max() and across[3].min() > 0.011 + 8 * 2**23 / 1.12e9
+
+
+def test_exchanges_in_turns_take_both_ways_one_after_the_other_and_the_passage_one_of_each() -> None:
+    """128 KiB over 4 Mbit/s and back over 5 Mbit/s; at once, the slower of the two is all there is."""
+    network, stages = Network(read_scenario("emulated_two_regions"), Constants()), np.array([[0, 1], [2, 3]])
+    ways = 2**20 / 0.004e9, 2**20 / 0.005e9
+    at_once, in_turns = (exchange_time(network, stages, 2**17, serial) for serial in (AT_ONCE, IN_TURNS))
+    assert at_once.total == pytest.approx(max(ways)) and in_turns.total == pytest.approx(sum(ways))
+    compute = np.full((2, 2), 0.05)
+    taken = one_forward_one_backward(compute, in_turns, 8)
+    assert taken == pytest.approx(7 * (0.05 + sum(ways)) + 2 * 0.05 + sum(ways))
+
+
+def test_the_pace_of_1f1b_is_that_of_its_events() -> None:
+    """Stages enter exchanges in turn with both neighbours: each goes on when its message has left, the other's come."""
+    generator, stages, rounds = np.random.default_rng(1), 5, 400
+    for _ in range(20):
+        compute = generator.random((stages, 1))
+        transfer, delay = generator.random((2, stages - 1, 1)) * generator.choice([0.3, 3.0], size=(2, stages - 1, 1))
+        ready, times = np.zeros(stages), []
+        for _ in range(rounds):
+            for low in range(stages - 1):
+                pair = ready[low], ready[low + 1]
+                for stage, own, other in ((low, *pair), (low + 1, *reversed(pair))):
+                    left = max(own + transfer[low, 0], other + transfer[low, 0] + delay[low, 0])
+                    share = 1.0 if stage in (0, stages - 1) else 0.5  # forward here and backward at the other neighbour
+                    ready[stage] = left + share * compute[stage, 0]
+            times.append(ready[0])
+        paces = [one_forward_one_backward(compute, Exchange(transfer, delay), number)[0] for number in (1, 2)]
+        assert (times[-1] - times[rounds // 2 - 1]) / (rounds // 2) == pytest.approx(paces[1] - paces[0], rel=1e-2)
+
+
+def test_messages_that_share_a_card_use_it_while_others_wait_for_their_turn() -> None:
+    """Case 1: eight messages leave a host at once, so that taking turns costs nothing."""
+    network, stages = Network(read_scenario("case1"), Constants()), np.arange(64).reshape(8, 8)
+    in_turns, at_once = (exchange_time(network, stages, 2**23, serial) for serial in (IN_TURNS, AT_ONCE))
+    assert in_turns.total == pytest.approx(at_once.total)
 
 
 def test_two_hops_take_what_their_bytes_take_on_the_links() -> None:

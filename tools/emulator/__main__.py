@@ -1,7 +1,7 @@
 """An emulated cluster on this machine: real processes, real collectives, links as slow as one says.
 
 python -m tools.emulator run --nodes 2 --ranks-per-node 2 --link-mbit 500 -- SCRIPT.py ARGS
-python -m tools.emulator run --scenario two_regions -- SCRIPT.py ARGS       # uneven links, by data
+python -m tools.emulator run --scenario emulated_two_regions -- SCRIPT.py ARGS   # uneven links, by data
 python -m tools.emulator run --user --link-mbit 500 -- SCRIPT.py ARGS       # no privilege: shaped in the processes
 python -m tools.emulator status                     # what runs, and what its nodes have sent
 python -m tools.emulator shell NODE                 # a shell on a node of what runs

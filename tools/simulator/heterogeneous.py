@@ -7,12 +7,12 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 from tqdm import tqdm
 
 from tools.atomic_files import atomic_files
 from tools.simulator.heterogeneous_calibration import calibrate
 from tools.simulator.heterogeneous_constants import Constants
+from tools.simulator.heterogeneous_errors import errors_by_column
 from tools.simulator.heterogeneous_ours import NEW_SYSTEMS, settings_of
 from tools.simulator.heterogeneous_rows import Row, predict, read_rows, write_rows
 from tools.simulator.heterogeneous_tables import markdown_tables
@@ -22,7 +22,6 @@ TABLES_HEAD = """# Iteration times on uneven networks, published / predicted
 Seconds, means over the seeds; a dash: not published, or withheld. `megatron sdp4bit` and `ours` were never published.
 Written by `python -m tools.simulator heterogeneous --markdown`.
 """
-CASES_WITH_SHARED_CARDS = ("case1", "case2")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,7 +47,7 @@ def run(args: argparse.Namespace) -> None:
         constants = calibrate([row for _, row in rows], constants)
         print("\n".join(f"{name} = {value:.4g}" for name, value in asdict(constants).items()))
     predicted = [predict(row, constants) for _, row in tqdm(rows, desc="rows", leave=False, disable=None)]
-    print(_errors([row for _, row in rows], predicted))
+    print(errors_by_column([row for _, row in rows], predicted))
     if args.out or args.markdown:
         pairs = zip(rows, predicted, strict=True)
         lines = [line | {"predicted_seconds": f"{seconds:.2f}"} for (line, _), seconds in pairs]
@@ -63,27 +62,6 @@ def _write(args: argparse.Namespace, lines: list[dict[str, str]]) -> None:
     if args.markdown:
         with atomic_files(args.markdown) as [temporary]:
             temporary.write_text(f"{TABLES_HEAD}\n{markdown_tables(lines)}")
-
-
-def _errors(rows: list[Row], predicted: list[float]) -> str:
-    """Mean absolute error of every system, by kind of network and by network, where something was published."""
-    kinds: dict[str, dict[str, list[float]]] = {}
-    for row, seconds in zip(rows, predicted, strict=True):
-        if row.published is not None:
-            for place in (_kind(row.scenario), row.scenario):
-                column = kinds.setdefault(place, {}).setdefault(row.system, [])
-                column.append(abs(seconds / row.published - 1))
-    lines = ["mean absolute error of the predicted seconds, and rows"]
-    for place in sorted(kinds):
-        lines += [f"  {place}"]
-        lines += [f"    {name:22}{100 * np.mean(of):6.1f} %{len(of):5}" for name, of in sorted(kinds[place].items())]
-    return "\n".join(lines)
-
-
-def _kind(scenario: str) -> str:
-    if scenario.startswith("fluidstack"):
-        return "both clouds"
-    return "cases 1 and 2" if scenario in CASES_WITH_SHARED_CARDS else "cases 3 to 5"
 
 
 def _new_rows(rows: Iterable[Row], constants: Constants, columns: list[str]) -> list[dict[str, str]]:

@@ -28,7 +28,7 @@ def calibrate(rows: list[Row], start: Constants) -> Constants:
     measured = [row for row in rows if row.published is not None]
     if not measured:
         raise ValueError("no row has a published time to calibrate with")
-    seconds = _mean_seconds(measured)
+    seconds = mean_seconds(measured)
     columns = Counter((row.scenario, row.system) for row in seconds)
     weights = np.array([columns[row.scenario, row.system] ** -0.5 for row in seconds])
     weights *= np.where([row.scenario in NOISY for row in seconds], 0.1, 1.0)
@@ -36,7 +36,7 @@ def calibrate(rows: list[Row], start: Constants) -> Constants:
     scale = np.array([asdict(start)[name] for name in names])
 
     rows = list(seconds)
-    scheduled = np.array([_scheduled_beside(rows, row) for row in rows])
+    scheduled = np.array([scheduled_beside(rows, row) for row in rows])
 
     def errors(factors: np.ndarray) -> np.ndarray:
         constants = replace(start, **dict(zip(names, factors * scale, strict=True)))
@@ -47,7 +47,7 @@ def calibrate(rows: list[Row], start: Constants) -> Constants:
     return replace(start, **dict(zip(names, (found.x * scale).tolist(), strict=True)))
 
 
-def _mean_seconds(rows: list[Row]) -> dict[Row, float]:
+def mean_seconds(rows: list[Row]) -> dict[Row, float]:
     """One row for each that is predicted alike (seeds of a layout that is not random), with the mean of their times."""
     gathered: dict[Row, list[float]] = {}
     for row in rows:
@@ -56,8 +56,8 @@ def _mean_seconds(rows: list[Row]) -> dict[Row, float]:
     return {row: float(np.mean(values)) for row, values in gathered.items()}
 
 
-def _scheduled_beside(rows: list[Row], row: Row) -> int:
-    """The index of DT-FM's scheduled row of the same setting; the row's own where there is none."""
+def scheduled_beside(rows: list[Row], row: Row) -> int:
+    """The index in ``rows`` of DT-FM's scheduled row of the same setting; the row's own where there is none."""
     setting = (*_setting(row), "dtfm_scheduled")
     beside = [i for i, other in enumerate(rows) if (*_setting(other), other.system) == setting]
     return beside[0] if beside else rows.index(row)

@@ -92,7 +92,7 @@ def megatron(run: Run, order: np.ndarray, stages: int, tensor: int, micro_batch:
 
     Args:
         order: device of every rank, tensor ranks next to each other, then replicas, then stages.
-        serial: see :func:`exchange_time`.
+        serial: see :class:`Exchange`.
     """
     network = run.network
     placement = order.reshape(stages, -1, tensor)
@@ -102,20 +102,17 @@ def megatron(run: Run, order: np.ndarray, stages: int, tensor: int, micro_batch:
     busy[-1] += _loss_time(network, placement[-1, :, 0]) if serial == 1.0 else 0.0
     lanes = placement.reshape(stages, -1)
     exchange = exchange_time(network, lanes, micro_batch * run.work.activation_bytes / tensor, serial)
-    exchange = exchange.reshape(stages - 1, replicas, tensor).max(axis=2, initial=0.0)
     micro_batches = run.work.batch // (replicas * micro_batch)
-    pipeline = one_forward_one_backward(busy, exchange, micro_batches).max()
+    pipeline = one_forward_one_backward(busy, exchange.slowest_tensor_rank(tensor), micro_batches).max()
     groups = placement.transpose(0, 2, 1).reshape(-1, replicas)
     sizes = np.repeat(_stage_gradient_bytes(run, stages) / tensor, tensor)
     return Parts(float(pipeline), float(network.ring_time(groups, sizes, passes=2).max()))
 
 
 def _loss_time(network: Network, last: np.ndarray) -> float:
-    """The loss averaged over the last stage: the hops of a tree, at the mean delay between its ranks."""
-    delays = network.delay[np.ix_(last, last)]
-    between = delays[delays > 0]
+    """The loss averaged over the last stage: the hops of a tree, which its longest way holds up."""
     hops = network.constants.loss_hops * np.log2(len(last)) / np.log2(8)
-    return float(hops * between.mean()) if len(between) else 0.0
+    return float(hops * network.delay[np.ix_(last, last)].max())
 
 
 def _tensor_parallel_time(run: Run, placement: np.ndarray, micro_batch: int) -> np.ndarray:
@@ -132,7 +129,8 @@ def zero3(run: Run) -> Parts:
     ring = np.arange(network.num_devices)
     following = np.roll(ring, -1)
     slowest = network.rate(ring, following).min()
-    around = float(network.delay[ring, following].sum()) + known.zero3_round_overhead
+    hops = network.delay[ring, following] + known.hop_overhead * ~network.same_host[ring, following]
+    around = float(hops.sum()) + known.zero3_round_overhead
     streamed = max(0.0, run.work.parameters - known.zero3_resident_parameters) / run.work.layer_parameters
     compute = (1 + BACKWARD) * run.work.layers * run.layer_time(ZERO3_MICRO_BATCH)
     transfer = known.zero3_passes * 8 * FP16_BYTES * run.work.parameters / slowest

@@ -9,7 +9,7 @@ import numpy as np
 from sdp4bit_patches.config import PRESETS, CommConfig
 from tools.simulator.heterogeneous_exchange import GRADIENT_BYTES, baseline_time, compressed_time, slow_sync_time
 from tools.simulator.heterogeneous_network import Network
-from tools.simulator.heterogeneous_pipeline import exchange_time, one_forward_one_backward
+from tools.simulator.heterogeneous_pipeline import AT_ONCE, exchange_time, one_forward_one_backward
 from tools.simulator.heterogeneous_work import Work
 
 FORWARDS = 4  # forward, recomputation, and a backward pass of twice the work
@@ -48,12 +48,16 @@ class Device:
 
 @dataclass(frozen=True)
 class Trainer:
-    """One job: the network, the work of an iteration, the devices, and which of them form a node for compression."""
+    """One job: the network, the work of an iteration, the devices, and which of them form a node for compression.
+
+    serial: whether pipeline stages exchange at once or in turns, see :class:`Exchange`.
+    """
 
     network: Network
     work: Work
     device: Device
     node: np.ndarray
+    serial: float = AT_ONCE
 
     def layer_time(self, micro_batch: int) -> float:
         """Seconds of one layer's forward pass."""
@@ -74,9 +78,9 @@ class Trainer:
             each = self.network.ring_time(placement.reshape(-1, tensor), activation_bytes, passes=2)
             compute += 6 * self.work.layers / stages * each.reshape(stages, replicas)
         lanes = placement.reshape(stages, -1)
-        exchange = exchange_time(self.network, lanes, activation_bytes / tensor)
-        exchange = exchange.reshape(stages - 1, replicas, tensor).max(axis=2, initial=0.0)
-        return float(one_forward_one_backward(compute, exchange, self.work.batch // (replicas * micro_batch)).max())
+        exchange = exchange_time(self.network, lanes, activation_bytes / tensor, self.serial)
+        micro_batches = self.work.batch // (replicas * micro_batch)
+        return float(one_forward_one_backward(compute, exchange.slowest_tensor_rank(tensor), micro_batches).max())
 
     def sync_time(self, placement: np.ndarray, scheme: Scheme, hidden: float = 0.0) -> float:
         """Gradients and parameters between replicas, with DUO what its second sync exceeds ``hidden`` seconds by.
