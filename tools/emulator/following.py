@@ -1,4 +1,4 @@
-"""A job on several nodes, as its launcher sees it: rank 0's lines while it runs, and an orderly end when it is stopped."""
+"""A job on several nodes as its launcher sees it: rank 0's lines while it runs, and an orderly end when stopped."""
 
 from __future__ import annotations
 

@@ -104,13 +104,23 @@ class EmulatedNetwork:
 
 @contextlib.contextmanager
 def cut_link(switch_pid: int, node: int) -> Iterator[None]:
-    """Within the context, the link of `node` is cut at the switch: what it sends, and what is sent to it, is lost."""
-    change = [*enter_words(switch_pid), "ip", "link", "set", f"node{node}"]
-    subprocess.run([*change, "down"], check=True)
+    """Within the context, the link of `node` is cut at the switch: what it sends, and what is sent to it, is lost.
+
+    Raises:
+        ValueError: the cluster has ended, before or meanwhile.
+    """
+    _set_link(switch_pid, node, "down")
     try:
         yield
     finally:
-        subprocess.run([*change, "up"], check=True)
+        _set_link(switch_pid, node, "up")
+
+
+def _set_link(switch_pid: int, node: int, state: str) -> None:
+    words = [*enter_words(switch_pid), "ip", "link", "set", f"node{node}", state]
+    done = subprocess.run(words, capture_output=True, text=True)
+    if done.returncode:
+        raise ValueError(f"node{node}'s link cannot be set {state} ({done.stderr.strip()}): has its cluster ended?")
 
 
 def _kernel_has_netem() -> bool:
