@@ -1,4 +1,4 @@
-"""The emulated cluster as root: its links, its nodes, and that nothing of it survives, however it ends."""
+"""The emulated cluster as root: its links, its nodes, a link that is cut, and that nothing of it survives, however it ends."""
 
 from __future__ import annotations
 
@@ -186,7 +186,7 @@ def test_a_link_that_is_cut_for_longer_than_the_time_out_ends_every_rank_and_a_r
         finally:
             cut.send_signal(signal.SIGTERM)
             cut.communicate()
-    assert "iteration        7/" not in output
+    assert "iteration       12/" not in output
     assert "[rank0]: RuntimeError" in errors
     told = set(re.findall(r"\[rank(\d)\]: RuntimeError.*Timed out waiting 12000ms", errors))
     assert told and all(f"[rank{rank}]: RuntimeError" in errors for rank in range(4)), errors
