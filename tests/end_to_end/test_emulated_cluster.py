@@ -1,4 +1,4 @@
-"""The emulated cluster as root: its links, its nodes, a link that is cut, and that nothing of it survives, however it ends."""
+"""The emulated cluster as root: its links, also cut, its nodes, and that nothing of it survives, however it ends."""
 
 from __future__ import annotations
 

@@ -36,10 +36,10 @@ class FollowedJob(ABC):
     def exit_code(self) -> int:
         """When it has ended: 0, or that of what failed."""
 
-    def lines(self) -> Iterator[str]:
-        """What rank 0 prints, until every node has ended."""
-        rest, is_open = b"", True
-        while True:
+    def lines(self, seconds: float = float("inf")) -> Iterator[str]:
+        """What rank 0 prints, until every node has ended, or for so long."""
+        rest, is_open, deadline = b"", True, time.monotonic() + seconds
+        while time.monotonic() < deadline:
             # Asked before reading, so that what was printed last is read, but a pipe that a stray child holds is not.
             is_running = self.is_running()
             if is_open and select.select([self.output], [], [], _POLL_SECONDS)[0]:
@@ -73,11 +73,8 @@ class FollowedJob(ABC):
     def stop(self, on_line: Callable[[str], None]) -> None:
         """Ask the ranks to stop, as a cluster would that wants its nodes back, and wait for them for a while."""
         self.ask_to_stop()
-        deadline = time.monotonic() + GRACE_SECONDS
-        for line in self.lines():
+        for line in self.lines(GRACE_SECONDS):
             on_line(line)
-            if time.monotonic() > deadline:
-                return
 
     def tails(self, num_lines: int = 15) -> str:
         """The end of what the ranks beside rank 0 have printed."""

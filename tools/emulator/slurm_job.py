@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from tools.emulator.following import FollowedJob
-from tools.emulator.launch import torchrun_words
+from tools.emulator.launch import GRACE_AFTER_FAILURE_SECONDS, torchrun_words
 from tools.emulator.slurm_cluster import SlurmCluster
 
 _ASK_INTERVAL_SECONDS = 1.0
@@ -22,6 +22,14 @@ while true; do
     wait $! && code=0 || code=$?
     kill -0 $! 2> /dev/null || exit "$code"
 done
+"""
+# The shell, too, lives on after TERM, until torchrun has ended.
+_TASK = """trap : TERM
+{launcher}{redirection}
+code=$?
+echo $code > {ended}.part
+mv {ended}.part {ended}
+exit $code
 """
 
 
@@ -50,12 +58,18 @@ class SlurmJob(FollowedJob):
         """Nodes differ in their number of ranks: the task of each is a script of its own, called after the node."""
         for number in range(len(self._cluster.network.nodes)):
             launcher = shlex.join(torchrun_words(self._cluster.network, number, self._words, self.log_folder))
-            to_us = "" if number else f" > {shlex.quote(str(self._fifo))} 2>&1"
-            (self._cluster.folder / f"node{number}.sh").write_text(f"exec {launcher}{to_us}\n")
+            redirection = "" if number else f" > {shlex.quote(str(self._fifo))} 2>&1"
+            ended = shlex.quote(str(self._ended(number)))
+            task = _TASK.format(launcher=launcher, redirection=redirection, ended=ended)
+            (self._cluster.folder / f"node{number}.sh").write_text(task)
         task = ["sh", "-c", 'exec sh "$0/$SLURMD_NODENAME.sh"', str(self._cluster.folder)]
         path = self._cluster.folder / "job.sh"
         path.write_text(_BATCH.format(output=shlex.quote(str(self.log_folder / "%N.txt")), task=shlex.join(task)))
         return path
+
+    def _ended(self, number: int) -> Path:
+        """The file with the exit code of a node's torchrun, once that has ended."""
+        return self._cluster.folder / f"node{number}.ended"
 
     def is_running(self) -> bool:
         """Whether Slurm says so; it is asked once a second."""
@@ -63,10 +77,22 @@ class SlurmJob(FollowedJob):
             answer = self._cluster.command("scontrol", "show", "job", "--oneliner", self.number)
             self._fields = dict(word.split("=", 1) for word in answer.split() if "=" in word)
             self._ask_at = time.monotonic() + _ASK_INTERVAL_SECONDS
+            if self._is_active():
+                self._fields |= self._told_by_the_nodes()
         return self._is_active()
 
     def _is_active(self) -> bool:
         return self._fields["JobState"] in _NOT_ENDED
+
+    def _told_by_the_nodes(self) -> dict[str, str]:
+        """The job's end as Slurm should have told it a while ago: srun never ends if a cut link lost a node's word."""
+        files = [self._ended(number) for number in range(len(self._cluster.network.nodes))]
+        if not all(file.exists() for file in files):
+            return {}
+        if time.time() < max(file.stat().st_mtime for file in files) + GRACE_AFTER_FAILURE_SECONDS:
+            return {}
+        code = max(int(file.read_text()) for file in files)
+        return {"JobState": "FAILED" if code else "COMPLETED", "ExitCode": f"{code}:0"}
 
     def ask_to_stop(self) -> None:
         """Cancel the job: SIGTERM, and SIGKILL after Slurm's KillWait."""
