@@ -34,6 +34,7 @@ def initialize_megatron(args: argparse.Namespace) -> None:
         context_parallel_size=args.context_parallel_size,
         expert_model_parallel_size=args.expert_model_parallel_size,
         expert_tensor_parallel_size=args.expert_tensor_parallel_size,
+        # Said to be an integer, but a timedelta is made of it: fractions of a minute hold.
         distributed_timeout_minutes=args.distributed_timeout_minutes,
     )
     set_random_seed(args.seed)

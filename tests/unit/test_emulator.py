@@ -185,7 +185,7 @@ def test_a_slurm_node_has_as_many_cpus_as_its_host_devices() -> None:
     text = configuration(network, Path("/kept"))
     lines = text.splitlines()
     assert "NodeName=node2 NodeAddr=10.77.0.3 CPUs=2 State=UNKNOWN" in lines
-    assert "PartitionName=emulated Nodes=node[0-2] Default=YES MaxTime=INFINITE State=UP" in lines
+    assert "PartitionName=emulated Nodes=node[0-2] Default=YES" in lines
     assert "StateSaveLocation=/kept/state" in lines and "@user" not in text and "@folder" not in text
 
 

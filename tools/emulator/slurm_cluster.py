@@ -46,7 +46,9 @@ def configuration(network: EmulatedNetwork, folder: Path) -> str:
     lines = [f"SlurmctldHost=switch({CONTROLLER})"]
     for number, (host, address) in enumerate(zip(network.scenario.hosts, network.addresses, strict=True)):
         lines.append(f"NodeName=node{number} NodeAddr={address} CPUs={host.num_devices} State=UNKNOWN")
-    lines.append(f"PartitionName=emulated Nodes=node[0-{number}] Default=YES MaxTime=INFINITE State=UP")
+    lines.append(
+        f"PartitionName=emulated Nodes=node[0-{len(network.addresses) - 1}] Default=YES MaxTime=INFINITE State=UP"
+    )
     return "\n".join([text, *lines, ""])
 
 
@@ -60,8 +62,9 @@ class SlurmCluster:
     def __init__(self, network: EmulatedNetwork, folder: Path) -> None:
         self.network, self.folder = network, folder
         self.config = folder / "slurm.conf"
-        # A job that starts this tool would hand its own SLURM_… to the one that is submitted.
-        inherited = {name: value for name, value in rank_environment().items() if not name.startswith("SLURM_")}
+        # Those of a job that this tool runs in, or a user's defaults for another cluster, are not for the job here.
+        others = ("SLURM_", "SBATCH_")
+        inherited = {name: value for name, value in rank_environment().items() if not name.startswith(others)}
         self.environment = {**inherited, "PATH": _PATH, "SLURM_CONF": str(self.config)}
         self._daemons: dict[str, subprocess.Popen[bytes]] = {}
         self._write_files()
@@ -80,11 +83,11 @@ class SlurmCluster:
         kept = {name: self.folder / f"munge.{name}" for name in ("socket", "key", "pid", "log", "seed")}
         files = [f"--{name}{'' if name == 'socket' else '-file'}={path}" for name, path in kept.items()]
         self._start("munged", self.network.switch, ["munged", "--foreground", "--force", *files])
-        self._wait(kept["socket"].exists)
+        self._wait("munged", kept["socket"].exists)
         self._start("slurmctld", self.network.switch, ["slurmctld", "-D", "-c"])
         for number, node in enumerate(self.network.nodes):
             self._start(f"slurmd of node{number}", node, ["slurmd", "-D"])
-        self._wait(lambda: self._num_idle() == len(self.network.nodes))
+        self._wait("slurmctld", lambda: self._num_idle() == len(self.network.nodes))
 
     def _start(self, name: str, where: NetworkNamespace, command: list[str]) -> None:
         with self._log(name).open("wb") as log:
@@ -100,11 +103,11 @@ class SlurmCluster:
     def _log(self, name: str) -> Path:
         return self.folder / f"{name.replace(' ', '_')}.out"
 
-    def _wait(self, is_ready: Callable[[], bool]) -> None:
+    def _wait(self, name: str, is_ready: Callable[[], bool]) -> None:
         deadline = time.monotonic() + START_SECONDS
         while not is_ready():
             if time.monotonic() > deadline:
-                raise ValueError(f"Slurm's nodes are not idle after {START_SECONDS:g} s; slurmctld: {self._said()}")
+                raise ValueError(f"{name} and its nodes are not ready after {START_SECONDS:g} s: {self._said(name)}")
             self.check()
             time.sleep(0.2)
 
@@ -118,7 +121,7 @@ class SlurmCluster:
             if daemon.poll() is not None:
                 raise ValueError(f"{name} has ended: {self._said(name)}")
 
-    def _said(self, name: str = "slurmctld") -> str:
+    def _said(self, name: str) -> str:
         lines = self._log(name).read_text(errors="replace").strip().splitlines()
         return lines[-1] if lines else "no reason given"
 
