@@ -46,9 +46,7 @@ def configuration(network: EmulatedNetwork, folder: Path) -> str:
     lines = [f"SlurmctldHost=switch({CONTROLLER})"]
     for number, (host, address) in enumerate(zip(network.scenario.hosts, network.addresses, strict=True)):
         lines.append(f"NodeName=node{number} NodeAddr={address} CPUs={host.num_devices} State=UNKNOWN")
-    lines.append(
-        f"PartitionName=emulated Nodes=node[0-{len(network.addresses) - 1}] Default=YES MaxTime=INFINITE State=UP"
-    )
+    lines.append(f"PartitionName=emulated Nodes=node[0-{len(network.addresses) - 1}] Default=YES")
     return "\n".join([text, *lines, ""])
 
 
