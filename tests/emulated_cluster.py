@@ -62,6 +62,18 @@ def started(words: list[str], until: str):
         process.wait()
 
 
+@contextlib.contextmanager
+def cut_for_good(node: int):
+    """Within the context, and until the cluster ends, the node's link is cut."""
+    words = [*TOOL, "cut", str(node), "--seconds", "1000"]
+    cut = subprocess.Popen(words, stderr=subprocess.PIPE, cwd=ROOT)
+    try:
+        yield
+    finally:
+        cut.kill()
+        cut.communicate()
+
+
 def nodes_left(launcher: int) -> list:
     """The nodes of a cluster that are still there after ten seconds."""
     deadline = time.monotonic() + 10

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import re
 import signal
-import subprocess
 import time
 from pathlib import Path
 
 import pytest
 from emulated_cluster import (
     ROOT,
-    TOOL,
     TRAINING,
     WAITING,
+    cut_for_good,
     namespaces_of,
     needs_privilege,
     nodes_left,
@@ -176,16 +175,12 @@ def test_a_link_that_is_cut_for_longer_than_the_time_out_ends_every_rank_and_a_r
     words = [*AT_20_MBIT, str(metrics), "--distributed-timeout-minutes", "0.2"]
     words += ["--save-interval", "2", "--save", str(tmp_path), "--load", str(tmp_path)]
     with started(words, "iteration        5/") as process:
-        cut = subprocess.Popen([*TOOL, "cut", "1", "--seconds", "1000"], stderr=subprocess.PIPE, text=True, cwd=ROOT)
-        try:
+        with cut_for_good(1):
             begun = time.monotonic()
             output, errors = process.communicate(timeout=100)
             assert process.returncode == 1, errors
             # It is told in the step that is cut; what a step and torchrun's own end take comes on top.
             assert 10 < time.monotonic() - begun < 40
-        finally:
-            cut.send_signal(signal.SIGTERM)
-            cut.communicate()
     assert "iteration       12/" not in output
     assert "[rank0]: RuntimeError" in errors
     told = set(re.findall(r"\[rank(\d)\]: RuntimeError.*Timed out waiting 12000ms", errors))

@@ -10,6 +10,7 @@ import pytest
 from emulated_cluster import (
     TRAINING,
     WAITING,
+    cut_for_good,
     namespaces_of,
     needs_privilege,
     processes_in,
@@ -34,6 +35,14 @@ pytestmark = [
     needs_privilege,
     pytest.mark.skipif(bool(_what_is_missing()), reason=_what_is_missing() or "Slurm is installed"),
 ]
+BEAT = """
+import datetime, time, torch, torch.distributed as dist
+dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=5))
+while True:
+    dist.all_reduce(torch.ones(1))
+    print("beat", flush=True)
+    time.sleep(0.1)
+"""
 DAEMONS = ("munged", "slurmctld", "slurmd", "slurmstepd")
 
 
@@ -71,6 +80,15 @@ def test_a_rank_that_fails_ends_the_job_with_its_words_and_its_exit_code(tmp_pat
     done = run(slurm(str(script)))
     assert done.returncode != 0 and "rank 1 has enough" in done.stderr
     assert f"the script failed with exit code {done.returncode}" in done.stderr
+
+
+def test_a_job_ends_with_the_time_out_of_its_ranks_though_a_cut_link_keeps_slurm_from_knowing(tmp_path) -> None:
+    script = tmp_path / "beat.py"
+    script.write_text(BEAT)
+    with started(slurm(str(script)), "beat") as process, cut_for_good(1):
+        output, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "Timed out waiting 5000ms" in output and "Timed out waiting 5000ms" in errors, "rank 0 and rank 1"
 
 
 def _ctrl_c(process) -> None:
