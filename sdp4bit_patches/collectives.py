@@ -265,50 +265,6 @@ class QuantizedReduceScatter:
         return between.start(chunk, buffers[1])
 
 
-class PlainReduceScatter:
-    """Reduce-scatters a bucket in `dtype`, summed in fp32 in the order of the ranks; between paired nodes the sum of
-    a node travels, rounded to `dtype` once more."""
-
-    def __init__(self, num_elements: int, topology: Topology, dtype: torch.dtype) -> None:
-        self._topology, self._dtype, self._num_elements = topology, dtype, num_elements
-        self.scratch_sizes = [wire.align(num_elements * dtype.itemsize)] * 2
-        if topology.shape == "two-level":
-            self._destinations = wire.two_level_destinations(topology.nodes)
-        else:
-            self._destinations = [[shard] for shard in range(topology.size)]
-
-    def run(self, output: Tensor, input: Tensor, scratch: Scratch) -> None:
-        """Sum `input` [num_elements], rounded to `dtype`, over the ranks into fp32 `output` [shard]."""
-        num_bytes = self._num_elements * self._dtype.itemsize
-        sent, received = (part[:num_bytes].view(self._dtype) for part in scratch.parts(self.scratch_sizes))
-        shards = input.view(self._topology.size, -1)
-        order = [shard for destination in self._destinations for shard in destination]
-        for target, shard in zip(sent.view_as(shards), order, strict=True):
-            target.copy_(shards[shard])
-        if self._topology.intra_group is None:
-            dist.all_to_all_single(received, sent, group=self._topology.flat_group)
-            _sum_rows(received.view(self._topology.size, -1), output)
-        else:
-            self._sum_by_node(output, sent, received)
-
-    def _sum_by_node(self, output: Tensor, sent: Tensor, received: Tensor) -> None:
-        """Both hops, in the two buffers of the first: the second moves a part of them."""
-        local, nodes = len(self._destinations), len(self._topology.nodes)
-        dist.all_to_all_single(received, sent, group=self._topology.intra_group)
-        across, arrived = sent.view(self._topology.size, -1)[: 2 * nodes].split(nodes)
-        for place in range(nodes):
-            _sum_rows(received.view(local, nodes, -1)[:, place], output)
-            across[place].copy_(output)
-        dist.all_to_all_single(arrived.view(-1), across.view(-1), group=self._topology.inter_group)
-        _sum_rows(arrived, output)
-
-
-def _sum_rows(rows: Tensor, output: Tensor) -> None:
-    output.zero_()
-    for row in rows:
-        output.add_(row)
-
-
 def _only_format(topology: Topology, intra: MessageFormat, inter: MessageFormat) -> MessageFormat:
     return intra if topology.shape == "intra" else inter
 

@@ -23,11 +23,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sdp4bit_patches.adamw import AdamWStep, adamw, adamw_provisional
-from sdp4bit_patches.collectives import EXACT_FORMAT, LinkBytes, PlainReduceScatter, QuantizedReduceScatter
-from sdp4bit_patches.gradient_cache import GradientCache
+from sdp4bit_patches.collectives import LinkBytes
+from sdp4bit_patches.exact_reduce_scatter import ExactReduceScatter
 from sdp4bit_patches.progress import Handle, Scratch, ThreadProgress
 from sdp4bit_patches.slow_policy import SlowPolicy
 from sdp4bit_patches.topology import Topology
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+_PART = 2**18
 
 
 @dataclass(frozen=True)
@@ -73,13 +76,9 @@ class DuoBucket:
         shard_size = num_elements // topology.size
         self.published, self.main, self.exp_avg, self.exp_avg_sq = torch.zeros(4, shard_size, device=device)
         self.channel = channel
-        self._cache = GradientCache(num_elements, channel)
         self._sum = torch.empty(shard_size, device=channel)
-        self._plans = {
-            "fp32": QuantizedReduceScatter(num_elements, topology, EXACT_FORMAT, EXACT_FORMAT, channel),
-            "bf16": PlainReduceScatter(num_elements, topology, torch.bfloat16),
-        }
-        self.scratch_sizes = max((plan.scratch_sizes for plan in self._plans.values()), key=sum)
+        self._reduce_scatter = ExactReduceScatter(num_elements, topology, channel)
+        self.scratch_sizes = self._reduce_scatter.scratch_sizes
         # |y - x| / lr of this rank's shard after the latest slow step: what one step's compression error came to.
         self.distance = 0.0
         self._steps: list[AdamWStep] | None = None
@@ -88,16 +87,16 @@ class DuoBucket:
     @property
     def link_bytes(self) -> LinkBytes:
         """What an fp32 slow sync sends from this rank to others."""
-        return self._plans["fp32"].link_bytes
+        return self._reduce_scatter.link_bytes
 
     @property
     def num_bytes(self) -> int:
         """Memory beside megatron-core's: the cached gradient, its exact sum, and the published shard."""
-        return 4 * (self._cache.num_elements + self._sum.numel() + self.published.numel())
+        return 4 * (self._reduce_scatter.num_elements + self._sum.numel() + self.published.numel())
 
     def keep(self, gradients: Tensor) -> None:
         """Put this step's own gradients aside; `wait` has to have returned. Call it within a job of `progress`."""
-        self._cache.keep(gradients)
+        self._reduce_scatter.keep(gradients)
 
     def step_provisionally(self, steps: list[AdamWStep], gradients: list[Tensor], second_moments: list[str]) -> None:
         """The fast step: y from the compressed gradients of each span; remembers `steps` for the slow one."""
@@ -129,12 +128,12 @@ class DuoBucket:
 
     @torch.no_grad()
     def _reduce(self, scratch: Scratch, dtype: str) -> None:
-        self._plans[dtype].run(self._sum, self._cache.kept(), scratch)
+        self._reduce_scatter.run(self._sum, DTYPES[dtype], scratch)
         for part in self.sums:
             values = self._sum.index_select(0, part.index)
             dist.all_reduce(values, group=part.group)
             self._sum.index_copy_(0, part.index, values / part.group.size() if part.average else values)
-        if not math.isfinite(self._sum.abs().sum().item()):
+        if not math.isfinite(self._sum.sum().item()):
             raise RuntimeError(
                 "an exact gradient has a NaN or Inf where the compressed one had none: see the loss scale"
             )
@@ -144,7 +143,7 @@ class DuoBucket:
         gradient = self._sum.to(self.main.device)
         self._advance(steps, [part for span in self.spans for part in span.of(gradient)])
         lr = max((step.lr for step in steps), default=0.0)
-        self.distance = (self.published - self.main).norm().item() / lr if lr else 0.0
+        self.distance = _distance(self.published, self.main) / lr if lr else 0.0
 
     def _advance(self, steps: list[AdamWStep], gradients: list[Tensor]) -> None:
         """Step the state itself."""
@@ -158,6 +157,12 @@ class DuoBucket:
         handle, self._handle = self._handle, None
         handle.wait()
         return handle.exposed_ms
+
+
+def _distance(one: Tensor, other: Tensor) -> float:
+    """The norm of their difference, which is made a part at a time: as a whole it would not fit into a cache."""
+    pairs = zip(one.split(_PART), other.split(_PART), strict=True)
+    return torch.stack([torch.dist(*pair) for pair in pairs]).norm().item()
 
 
 class StepClock:

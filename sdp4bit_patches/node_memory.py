@@ -60,8 +60,19 @@ class NodeMemory:
         self._turn = 1 - self._turn
         return self._memory[self._turn * self._half_bytes :][:num_bytes]
 
+    def allocate(self, num_bytes: int) -> Tensor:
+        """uint8[ranks, num_bytes] beside the halves, for good: a row for every rank to write, all rows for it to read.
+
+        All ranks call it together.
+        """
+        return _share(num_bytes * self.group.size(), self.group).view(self.group.size(), num_bytes)
+
     def written(self, _num_bytes: Sequence[int]) -> dist.Work:
         """Tell the others that this rank's messages are there, so many bytes for each; done when all have said so."""
+        return dist.barrier(group=self.group, async_op=True)
+
+    def read(self) -> dist.Work:
+        """Tell the others that what they `allocate`d and wrote is not needed any more; done when all have said so."""
         return dist.barrier(group=self.group, async_op=True)
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
 from typing import Any
+
+from tools.toml_files import read_toml
 
 FOLDER = Path(__file__).resolve().parents[1] / "configs" / "clusters"
 
@@ -28,10 +29,7 @@ def read_cluster(name: str, folder: Path = FOLDER) -> dict[str, dict[str, Any]]:
     if not path.is_file():
         known = ", ".join(sorted(other.stem for other in folder.glob("*.toml"))) or "none"
         raise ValueError(f"there is no cluster '{name}' in {folder}; there are: {known}")
-    try:
-        tables = tomllib.loads(path.read_text())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid TOML: {error}") from error
+    tables = read_toml(path)
     for key, value in tables.items():
         if key not in TABLES or not isinstance(value, dict):
             raise ValueError(f"{path}: '{key}' is not one of the tables of a cluster: {', '.join(TABLES)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 import warnings
 from collections.abc import Callable
@@ -22,6 +23,36 @@ class ToolArgumentParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message} (--help lists the flags)\n")
+
+
+class _CommandParser(ToolArgumentParser):
+    """The parser of one command of `run_command`."""
+
+    def __init__(self, **given: str) -> None:
+        super().__init__(given.get("description", ""))
+        self.prog = given["prog"]
+
+
+def run_command(program: str, description: str, commands: dict[str, tuple[str, str]]) -> NoReturn:
+    """Run the command that the command line names, of `commands`: name -> its module, and what --help says of it.
+
+    The module has `add_arguments(parser)` and `run(args)`; no other is imported.
+    """
+    sys.argv[0] = program  # what errors begin with
+    run_tool(lambda: _run_command(program, description, commands))
+
+
+def _run_command(program: str, description: str, commands: dict[str, tuple[str, str]]) -> None:
+    chosen = next((word for word in sys.argv[1:] if not word.startswith("-")), None)
+    parser = ToolArgumentParser(description)
+    parser.prog = program
+    choices = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_CommandParser)
+    for name, (module, text) in commands.items():
+        choice = choices.add_parser(name, help=text, description=text)
+        if name == chosen:
+            importlib.import_module(module).add_arguments(choice)
+    args = parser.parse_args()
+    importlib.import_module(commands[args.command][0]).run(args)
 
 
 def positive_int(text: str) -> int:

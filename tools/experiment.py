@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import tomllib
 from argparse import Namespace
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from megatron.training.arguments import parse_args
 from megatron.training.validation import validate_args
 from tools.plot_runs import RunMetrics, read_run
 from tools.run_folder import settings
+from tools.toml_files import read_toml
 
 _KEYS = {"title", "config", "num-processes", "seeds", "reference", "variants"}
 _OPTIONAL_KEYS = {"flags"}
@@ -73,10 +73,7 @@ def read_experiment(path: Path) -> Experiment:
         ValueError: a key is missing or unknown, a flag is wrong, or the reference is not among the variants.
         OSError: the file cannot be read.
     """
-    try:
-        table = tomllib.loads(path.read_text())
-    except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"{path} is not valid TOML: {error}") from error
+    table = read_toml(path)
     _check_keys(path, table, _KEYS | _OPTIONAL_KEYS, required=_KEYS)
     variants = tuple(_variant(f"{path}, variants.{name}", name, values) for name, values in table["variants"].items())
     names = [variant.name for variant in variants]

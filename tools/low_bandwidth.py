@@ -25,6 +25,7 @@ from tools.emulator.launch import Job
 from tools.emulator.network import EmulatedNetwork
 from tools.low_bandwidth_grid import Grid, Shape, read_grid
 from tools.low_bandwidth_numbers import Verdict, judge
+from tools.low_bandwidth_prediction import with_predictions
 from tools.low_bandwidth_report import collectives_table, steps_table, verdicts_table, write_report
 from tools.scenario_files import uniform_scenario
 
@@ -106,8 +107,10 @@ def low_bandwidth(options: Namespace) -> None:
         everything[0].rows(),
         [row for part in everything[1:] if part.path.exists() for row in part.rows()],
     )
+    if not options.quick:
+        steps = with_predictions(grid, steps)
     verdicts: list[Verdict] = judge(collectives, steps)
-    print(collectives_table(collectives), steps_table(grid, steps), verdicts_table(verdicts), sep="\n\n")
+    print(collectives_table(collectives), steps_table(steps), verdicts_table(verdicts), sep="\n\n")
     if output:
         write_report(grid, absent, collectives, steps, verdicts, output)
     missed = [verdict.what for verdict in verdicts if not verdict.holds and not (options.quick and verdict.is_timed)]

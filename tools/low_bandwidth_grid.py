@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import shlex
-import tomllib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tools.cluster_files import check_keys
+from tools.toml_files import read_toml
 
 _KEYS = {"title", "config", "nodes", "ranks-per-node", "link-mbit", "rounds", "steps-per-block", "shape", "schemes"}
 
@@ -27,10 +27,12 @@ class Shape:
 
 @dataclass(frozen=True)
 class Scheme:
-    """A way to send, by the flags that ask for it. `settle_steps`: not counted, at the beginning of every rate."""
+    """A way to send, by the flags that ask for it. `settle_steps`: not counted, at the beginning of every rate.
+    `rounds`: turns that it takes, of `steps_per_block` each."""
 
     name: str
     flags: tuple[str, ...]
+    rounds: int
     settle_steps: int = 0
 
 
@@ -43,7 +45,6 @@ class Grid:
     nodes: int
     ranks_per_node: int
     link_mbit: tuple[float, ...]
-    rounds: int
     steps_per_block: int
     shapes: tuple[Shape, ...]
     schemes: tuple[Scheme, ...]
@@ -62,8 +63,9 @@ class Grid:
     def quick(self) -> Grid:
         """What CI has the time for: one shape, the slowest link, the schemes that the numbers are about."""
         names = ("baseline", "fp32_exchange", "sdp4bit", "duo4bit_adaptive")
-        schemes = tuple(replace(s, settle_steps=s.settle_steps // 2) for s in self.schemes if s.name in names)
-        few = {"link_mbit": self.link_mbit[-1:], "shapes": self.shapes[:1], "rounds": 1}
+        few_steps = [replace(s, settle_steps=s.settle_steps // 2, rounds=1) for s in self.schemes]
+        schemes = tuple(scheme for scheme in few_steps if scheme.name in names)
+        few = {"link_mbit": self.link_mbit[-1:], "shapes": self.shapes[:1]}
         return replace(self, schemes=schemes, **few)
 
 
@@ -73,10 +75,7 @@ def read_grid(path: Path) -> Grid:
     Raises:
         ValueError: it is not TOML, or a key is missing or unknown.
     """
-    try:
-        table = tomllib.loads(path.read_text())
-    except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"{path} is not valid TOML: {error}") from error
+    table = read_toml(path)
     check_keys(str(path), table, _KEYS, _KEYS)
     shapes = []
     for shape in table["shape"]:
@@ -84,8 +83,8 @@ def read_grid(path: Path) -> Grid:
         shapes.append(Shape(shape["seq-length"], shape["accumulation"]))
     schemes = []
     for name, scheme in table["schemes"].items():
-        check_keys(f"{path}, schemes.{name}", scheme, {"flags", "settle-steps"}, {"flags"})
-        schemes.append(Scheme(name, tuple(shlex.split(scheme["flags"])), scheme.get("settle-steps", 0)))
+        check_keys(f"{path}, schemes.{name}", scheme, {"flags", "rounds", "settle-steps"}, {"flags"})
+        counts = scheme.get("rounds", table["rounds"]), scheme.get("settle-steps", 0)
+        schemes.append(Scheme(name, tuple(shlex.split(scheme["flags"])), *counts))
     numbers = [table[key] for key in ("title", "config", "nodes", "ranks-per-node")]
-    counts = (tuple(table["link-mbit"]), table["rounds"], table["steps-per-block"])
-    return Grid(*numbers, *counts, tuple(shapes), tuple(schemes))
+    return Grid(*numbers, tuple(table["link-mbit"]), table["steps-per-block"], tuple(shapes), tuple(schemes))

@@ -19,6 +19,8 @@ FASTER = {
 STEP_TOLERANCE = 0.03
 BYTES_TOLERANCE = 0.03
 LOSS_TOLERANCE = 0.003
+# The simulator has to be so near to so many configurations of scheme, link rate and accumulation.
+SIMULATOR_TOLERANCE, SIMULATED = 0.15, 12
 # Losses that are compared: the mean of the last so many steps that all schemes have made.
 LOSS_STEPS = 8
 
@@ -36,7 +38,7 @@ class Verdict:
 
 def judge(collectives: list[Row], steps: list[Row]) -> list[Verdict]:
     """Every demand of which something was measured."""
-    return [*_collectives(collectives), *_steps(steps), *_duo(steps), *_bytes(steps)]
+    return [*_collectives(collectives), *_steps(steps), *_duo(steps), *_simulator(steps), *_bytes(steps)]
 
 
 def _collectives(rows: list[Row]) -> Iterator[Verdict]:
@@ -56,8 +58,8 @@ def cells(steps: list[Row]) -> dict[tuple[float, int, int], dict[str, Row]]:
 
 
 def ratio(row: Row, other: Row) -> float:
-    """Median over neighbouring steps of `row`'s time to `other`'s."""
-    return statistics.median(mine / its for mine, its in zip(row["steps_ms"], other["steps_ms"], strict=True))
+    """Median over neighbouring steps of `row`'s time to `other`'s; what one of them has made more is left out."""
+    return statistics.median(mine / its for mine, its in zip(row["steps_ms"], other["steps_ms"], strict=False))
 
 
 def loss(row: Row, rows: dict[str, Row]) -> float:
@@ -99,6 +101,19 @@ def _within(what: str, row: Row, reference: Row) -> Verdict:
 def is_hidden(row: Row) -> bool:
     """Whether compute exceeds the slow sync, as the published table says."""
     return row["compute_ms"] > row["duo_slow_ms"]
+
+
+def _simulator(steps: list[Row]) -> Iterator[Verdict]:
+    """Predictions of rows that the simulator was not anchored on."""
+    errors = [
+        row["simulated_ms"] / row["step_ms"] - 1 for row in steps if row.get("simulated_ms") and not row["is_anchor"]
+    ]
+    if not errors:
+        return
+    near = sum(abs(error) <= SIMULATOR_TOLERANCE for error in errors)
+    worst = max(errors, key=abs)
+    what = f"steps that the simulator predicts within {SIMULATOR_TOLERANCE:.0%}, of {len(errors)}; the worst one"
+    yield Verdict(what, f"≥ {SIMULATED}", f"{near}; {worst:+.1%}", near >= SIMULATED)
 
 
 def _bytes(steps: list[Row]) -> Iterator[Verdict]:

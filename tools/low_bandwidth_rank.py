@@ -133,16 +133,17 @@ def measure(grid: Grid, shape: Shape) -> list[dict[str, Any]]:
 
     runs = [SchemeRun(grid, shape, scheme) for scheme in grid.schemes]
     rows = []
-    total = len(grid.link_mbit) * grid.rounds * len(runs)
+    total = len(grid.link_mbit) * sum(scheme.rounds for scheme in grid.schemes)
     with tqdm(total=total, desc=shape.name, unit="block", disable=dist.get_rank() != 0, mininterval=5.0) as bar:
         for megabits in grid.link_mbit:
             set_link_rate(megabits)
             for run in runs:
                 run.settle()
             blocks: list[list[Any]] = [[] for _ in runs]
-            for turn in range(grid.rounds):
-                for number in range(len(runs)):
-                    index = (turn + number) % len(runs)
+            for turn in range(max(scheme.rounds for scheme in grid.schemes)):
+                taking_turns = [index for index, scheme in enumerate(grid.schemes) if turn < scheme.rounds]
+                first = turn % len(taking_turns)
+                for index in taking_turns[first:] + taking_turns[:first]:
                     blocks[index].append(runs[index].block(grid.steps_per_block))
                     bar.update()
             for run, own in zip(runs, blocks, strict=True):

@@ -14,7 +14,6 @@ from tools.atomic_files import atomic_files
 from tools.low_bandwidth_grid import Grid
 from tools.low_bandwidth_numbers import Verdict, cells, is_hidden, loss, ratio
 from tools.low_bandwidth_pictures import draw_step_times, draw_timeline
-from tools.low_bandwidth_prediction import predicted_step_ms
 from tools.plot_runs import markdown_rows
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -31,16 +30,14 @@ def _faster(row: dict[str, Any]) -> str:
     return "" if row["name"].startswith("quantized") else f"{row['ratio']:.2f}x"
 
 
-def steps_table(grid: Grid, steps: list[dict[str, Any]]) -> str:
+def steps_table(steps: list[dict[str, Any]]) -> str:
     """The columns of the published table, and ours."""
     head = "Mbit/s|sequence|accumulation|scheme|tokens/s|step ms|of SDP4Bit's|computation ms|slow sync ms|fully hidden"
     head += "|exposed ms|MB a step per link|wire.py, MB|loss|simulator, ms"
-    return markdown_rows(
-        [head.split("|"), *(line for key, rows in cells(steps).items() for line in _cell(grid, key, rows))]
-    )
+    return markdown_rows([head.split("|"), *(line for key, rows in cells(steps).items() for line in _cell(key, rows))])
 
 
-def _cell(grid: Grid, key: tuple[float, int, int], rows: dict[str, dict[str, Any]]) -> Iterable[list[str]]:
+def _cell(key: tuple[float, int, int], rows: dict[str, dict[str, Any]]) -> Iterable[list[str]]:
     for name, row in rows.items():
         slow, hidden = "", ""
         if row.get("duo_slow_ms"):
@@ -49,7 +46,13 @@ def _cell(grid: Grid, key: tuple[float, int, int], rows: dict[str, dict[str, Any
         cell = [*(f"{value:g}" for value in key), label, f"{row['tokens_per_s']:,.0f}", f"{row['step_ms']:.0f}"]
         cell += [f"{ratio(row, rows['sdp4bit']):.3f}", f"{row['compute_ms']:.0f}", slow, hidden]
         cell += [f"{row['exposed_ms']:.0f}", f"{row['node_bytes'] / MB:.2f}", _megabytes(row["predicted_bytes"])]
-        yield [*cell, f"{loss(row, rows):.4f}", f"{predicted_step_ms(grid, row):.0f}"]
+        yield [*cell, f"{loss(row, rows):.4f}", _simulated(row)]
+
+
+def _simulated(row: dict[str, Any]) -> str:
+    if row.get("simulated_ms") is None:
+        return ""
+    return f"{row['simulated_ms']:.0f}{' *' if row['is_anchor'] else ''}"
 
 
 def _megabytes(num_bytes: float | None) -> str:
@@ -89,15 +92,16 @@ def _sections(
 ) -> list[str]:
     nodes = f"{grid.nodes} nodes x {grid.ranks_per_node} ranks"
     flags = markdown_rows([["scheme", "flags"], *([s.name, f"`{' '.join(s.flags)}`"] for s in grid.schemes)])
+    turns = sorted({scheme.rounds for scheme in grid.schemes})
     versions = f"torch {version('torch')}, megatron-core {version('megatron-core')}, {platform.machine()}"
     return [
         f"# {grid.title}",
         f"`scripts/reproduce/low_bandwidth.sh` wrote this page on {time.strftime('%-d %B %Y')}\n({versions}, "
         f"{os.cpu_count()} cores); every number is that run's.",
         f"{nodes}, each node a network namespace of one machine whose link is shaped by the kernel "
-        f"(`python -m tools.emulator`). The run is `{grid.config}`; schemes take turns, {grid.rounds} blocks of "
-        f"{grid.steps_per_block} counted steps at each rate. A step is as long as on its slowest rank; `of SDP4Bit's` "
-        "is the median of the ratios of neighbouring steps.",
+        f"(`python -m tools.emulator`). The run is `{grid.config}`; schemes take turns, {' or '.join(map(str, turns))} "
+        f"blocks of {grid.steps_per_block} counted steps at each rate. A step is as long as on its slowest "
+        "rank; `of SDP4Bit's` is the median of the ratios of neighbouring steps.",
         *([f"Not measured in this run: {', '.join(absent)}."] if absent else []),
         "## What is demanded, and what came out",
         verdicts_table(verdicts),
@@ -111,7 +115,8 @@ def _sections(
         "Exposed is what a rank waits for gradients and parameters, waiting for slower ranks included. MB are what a "
         "node sends in a step by the kernel's count without packet headers, beside what `wire.py` says (nothing where "
         "gloo's own collectives take part). The loss is the mean of the last common steps."
-        " The simulator's column is its prediction for `configs/clusters/emulated_2x2.toml`, not fitted to this run.",
-        steps_table(grid, steps),
+        " The simulator's column is its prediction for `configs/clusters/emulated_2x2.toml`, anchored on the few rows "
+        "that have a star; it does not know the adaptive policy.",
+        steps_table(steps),
         flags,
     ]

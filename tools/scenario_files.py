@@ -27,7 +27,6 @@ A measured network may name no links; it gives every pair of hosts instead (row:
 
 from __future__ import annotations
 
-import tomllib
 from dataclasses import dataclass
 from itertools import permutations
 from pathlib import Path
@@ -36,6 +35,7 @@ from typing import Any
 import numpy as np
 
 from tools.cluster_files import check_keys
+from tools.toml_files import read_toml
 
 FOLDER = Path(__file__).resolve().parents[1] / "configs" / "scenarios"
 
@@ -108,10 +108,7 @@ def read_scenario(name: str, folder: Path = FOLDER) -> Scenario:
     if not path.is_file():
         known = ", ".join(sorted(other.stem for other in folder.glob("*.toml"))) or "none"
         raise ValueError(f"there is no scenario {path}; {folder} has: {known}")
-    try:
-        tables = tomllib.loads(path.read_text())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid TOML: {error}") from error
+    tables = read_toml(path)
     return _scenario(path, tables)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
+from itertools import product
 
 import pytest
 import torch
@@ -16,10 +17,11 @@ from wire_counter import WireCounter
 from sdp4bit_patches.collectives import (
     EXACT_FORMAT,
     LinkBytes,
-    PlainReduceScatter,
     QuantizedAllGather,
     QuantizedReduceScatter,
 )
+from sdp4bit_patches.duo import DTYPES
+from sdp4bit_patches.exact_reduce_scatter import ExactReduceScatter
 from sdp4bit_patches.progress import Scratch
 from sdp4bit_patches.topology import Topology, group_by_node
 from sdp4bit_patches.wire import MessageFormat
@@ -190,39 +192,47 @@ def test_a_bucket_that_does_not_split_into_equal_shards_is_refused() -> None:
         _planned(4001)
 
 
-PLAIN_HOSTS = ("aabb", "abba", "aaaa", "abcd", "aaab")
+EXACT_HOSTS = ("aabb", "abba", "aaaa", "abcd", "aaab")
+EXACT_CASES = [(*case, shared) for case in product(EXACT_HOSTS, ("fp32", "bf16")) for shared in (True, False)]
 
 
-def _plain_sums() -> dict[tuple[str, torch.dtype], tuple[Tensor, LinkBytes]]:
-    """What a rank has of the sum in each dtype, and the bytes that it sent for it."""
+def _exact_sums() -> dict[tuple[str, str, bool], tuple[Tensor, LinkBytes]]:
+    """What a rank has of the sum in each dtype, through shared memory and without, and the bytes it sent for it."""
     gradients = BASE.gradients()[torch.distributed.get_rank()]
     results = {}
-    for hosts in PLAIN_HOSTS:
-        ranks = discover(hosts)
-        for dtype in (torch.float32, torch.bfloat16):
-            plan, scratch = PlainReduceScatter(gradients.numel(), ranks, dtype), Scratch(torch.device("cpu"))
-            scratch.reserve(plan.scratch_sizes)
-            counter, output = WireCounter(hosts), torch.empty(gradients.numel() // 4)
-            with pytest.MonkeyPatch.context() as patch:
-                counter.listen(patch.setattr)
-                plan.run(output, gradients, scratch)
-            results[hosts, dtype] = output, LinkBytes(counter.intra, counter.inter)
+    for hosts, dtype, shared in EXACT_CASES:
+        plan = ExactReduceScatter(gradients.numel(), discover(hosts, shared), torch.device("cpu"))
+        scratch = Scratch(torch.device("cpu"))
+        scratch.reserve(plan.scratch_sizes)
+        counter, output = WireCounter(hosts), torch.empty(gradients.numel() // 4)
+        with pytest.MonkeyPatch.context() as patch:
+            counter.listen(patch.setattr)
+            for factor in (3, 1):  # Twice, so that what was kept before must not be seen any more.
+                plan.keep(factor * gradients)
+                plan.run(output, DTYPES[dtype], scratch)
+        counted = LinkBytes(counter.intra // 2, counter.inter // 2)
+        assert dtype == "bf16" or counted == plan.link_bytes
+        results[hosts, dtype, shared] = output, counted
     return results
 
 
-def test_a_plain_sum_is_taken_by_node_and_crosses_between_nodes_once() -> None:
-    rows, results = BASE.gradients(), parallel_launch(4, _plain_sums, timeout_s=120)
-    shard_bytes = rows.shape[1]  # of fp32: a quarter of the elements, four bytes each
-    for hosts in PLAIN_HOSTS:
-        whole = torch.cat([result[hosts, torch.float32][0] for result in results])
-        assert same_bits(whole, _sum_by_node(rows, hosts))
-        rounded = torch.cat([result[hosts, torch.bfloat16][0] for result in results])
-        assert 1e-4 < (rounded - whole).norm() / whole.norm() < 1e-2
+def test_an_exact_sum_is_taken_by_node_and_crosses_between_nodes_once() -> None:
+    rows, results = BASE.gradients(), parallel_launch(4, _exact_sums, timeout_s=120)
+    shard = rows.shape[1]  # bytes of fp32: a quarter of the elements, four bytes each
+    for hosts, dtype, shared in EXACT_CASES:
+        found = torch.cat([result[hosts, dtype, shared][0] for result in results])
+        whole = _sum_by_node(rows, hosts)
+        if dtype == "fp32" or (hosts, shared) == ("aaaa", True):
+            assert same_bits(found, whole)
+        else:
+            assert 1e-4 < (found - whole).norm() / whole.norm() < 1e-2
     for result in results:
+        sent = {case: counted for case, (_, counted) in result.items()}
         for hosts in ("aabb", "abba"):
-            assert result[hosts, torch.float32][1] == LinkBytes(2 * shard_bytes, shard_bytes)
-            assert result[hosts, torch.bfloat16][1] == LinkBytes(shard_bytes, shard_bytes // 2)
-        assert result["abcd", torch.float32][1] == LinkBytes(0, 3 * shard_bytes)
+            assert sent[hosts, "fp32", True] == sent[hosts, "fp32", False] == LinkBytes(2 * shard, shard)
+            assert sent[hosts, "bf16", False] == LinkBytes(shard, shard // 2)
+            assert sent[hosts, "bf16", True] == LinkBytes(2 * shard, shard // 2)
+        assert sent["abcd", "fp32", True] == LinkBytes(0, 3 * shard)
 
 
 def _sum_by_node(rows: Tensor, hosts: str) -> Tensor:

@@ -97,22 +97,21 @@ def _number_of_calls(_run: Any) -> dict[str, int]:
 
 
 def _count_calls() -> None:
-    """Reduce-scatters by the thread they run on: jobs of the slow sync come from `DuoBucket._reduce`."""
-    from sdp4bit_patches import collectives, duo
+    from sdp4bit_patches import collectives, exact_reduce_scatter
 
-    run, reduce = collectives.QuantizedReduceScatter.run, duo.DuoBucket._reduce
-    state = {"slow": False}
+    for name, owner in (
+        ("fast", collectives.QuantizedReduceScatter),
+        ("slow", exact_reduce_scatter.ExactReduceScatter),
+    ):
+        owner.run = _counted(name, owner.run)
 
-    def counted(*args: Any, **kwargs: Any) -> None:
-        _calls["slow" if state["slow"] else "fast"] += 1
+
+def _counted(name: str, run: Any) -> Any:
+    def call(*args: Any, **kwargs: Any) -> None:
+        _calls[name] += 1
         run(*args, **kwargs)
 
-    def slowly(*args: Any) -> None:
-        state["slow"] = True
-        reduce(*args)
-        state["slow"] = False
-
-    collectives.QuantizedReduceScatter.run, duo.DuoBucket._reduce = counted, slowly
+    return call
 
 
 _seen: list[float] = []

@@ -41,6 +41,7 @@ megatron/training/validation_schedule.py megatron/training/ranges.py megatron/tr
 megatron/training/layout.py
 megatron/training/checkpoint_files.py megatron/training/metrics_file.py megatron/training/output_paths.py
 tools/atomic_files.py tools/cluster_files.py tools/command_line.py tools/launch.py tools/run_folder.py
+tools/toml_files.py
 tools/sweep/batch_scripts.py tools/sweep/cells.py tools/sweep/commands.py tools/sweep/runs.py tools/sweep/sweep_file.py
 """.split()
 # What the trainer may use of the method.

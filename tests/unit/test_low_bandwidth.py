@@ -8,6 +8,7 @@ import pytest
 
 from tools.low_bandwidth_grid import read_grid
 from tools.low_bandwidth_numbers import judge
+from tools.low_bandwidth_prediction import with_predictions
 from tools.low_bandwidth_report import steps_table, write_report
 
 GRID = Path(__file__).resolve().parents[2] / "configs/experiments/low_bandwidth.toml"
@@ -78,14 +79,26 @@ def test_a_slow_collective_is_told() -> None:
 
 
 def test_the_table_says_what_the_published_one_says() -> None:
-    lines = [
-        [cell.strip() for cell in line.split("|")[1:-1]] for line in steps_table(read_grid(GRID), _steps()).splitlines()
-    ]
+    table = steps_table(with_predictions(read_grid(GRID), _steps()))
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
     head, rows = lines[0], {(row[1], row[3]): dict(zip(lines[0], row, strict=True)) for row in lines[2:]}
     assert {"slow sync ms", "computation ms", "fully hidden", "exposed ms", "loss"} <= set(head)
     assert rows["256", "duo4bit"]["fully hidden"] == "yes" and rows["128", "duo4bit"]["fully hidden"] == "no"
     assert rows["128", "sdp4bit"]["wire.py, MB"] == "1.99" and rows["128", "baseline"]["wire.py, MB"] == ""
     assert rows["128", "duo4bit_adaptive (fp32 every step)"]["of SDP4Bit's"] == "1.020"
+
+
+def test_predictions_are_anchored_on_the_two_ends_and_told_from_them() -> None:
+    steps = with_predictions(read_grid(GRID), [*_steps(), _row("bf16_gradients", 800.0)])
+    anchors = [(row["scheme"], row["seq_length"]) for row in steps if row["is_anchor"]]
+    assert sorted(anchors) == [(name, size) for name in ("baseline", "duo4bit", "sdp4bit") for size in (128, 256)]
+    rows = {row["scheme"]: row for row in steps if row["seq_length"] == 128}
+    assert rows["duo4bit_adaptive"]["simulated_ms"] is None
+    assert rows["sdp4bit"]["simulated_ms"] < rows["bf16_gradients"]["simulated_ms"] < rows["baseline"]["simulated_ms"]
+    [verdict] = [verdict for verdict in judge([], steps) if "simulator" in verdict.what]
+    assert "of 3;" in verdict.what and not verdict.holds, "two exchanges of fp32 and bf16 gradients: fewer than 12"
+    with pytest.raises(ValueError, match="anchor on two"):
+        with_predictions(read_grid(GRID), _steps()[:1])
 
 
 def test_the_page_comes_with_its_pictures(tmp_path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from sdp4bit_patches.config import PRESETS, CommConfig
 from tools.simulator import fit as fit_command
-from tools.simulator.anchor import MeasuredRun, anchor, median_step_seconds, with_calibration
+from tools.simulator.anchor import Anchored, MeasuredRun, anchor, median_step_seconds, with_calibration
 from tools.simulator.constants import Constants, read_calibration
 from tools.simulator.job import Job
 from tools.simulator.machine import load_cluster
@@ -34,9 +34,9 @@ def test_an_anchored_machine_takes_what_the_runs_took():
     runs = [MeasuredRun(job, predict(job, truth).step_seconds) for job in jobs]
     made = anchor(runs, read_calibration().constants(cluster))
     for run in runs:
-        assert predict(run.job, made).step_seconds == pytest.approx(run.step_seconds, rel=0.03)
+        assert made.predict(run.job).step_seconds == pytest.approx(run.step_seconds, rel=0.03)
     other = _job("duo4bit", accumulation=8, cluster=cluster.with_link(0.2))
-    assert predict(other, made).step_seconds == pytest.approx(predict(other, truth).step_seconds, rel=0.1)
+    assert made.predict(other).step_seconds == pytest.approx(predict(other, truth).step_seconds, rel=0.1)
 
 
 def test_one_run_is_not_enough():
@@ -60,10 +60,24 @@ def test_an_anchored_cluster_is_a_file_that_predict_reads(tmp_path, capsys):
 
 
 def test_a_second_anchoring_replaces_the_first():
-    moved = dataclasses.replace(Constants(), shared_ring=0.9)
-    once = with_calibration("[node]\ndevices = 2\n", moved, Constants())
-    twice = with_calibration(once, dataclasses.replace(Constants(), shared_ring=0.4), Constants())
+    first, second = (Anchored(Constants(shared_ring=share), {"tflops": share}) for share in (0.9, 0.4))
+    once = with_calibration("[device]\ntflops = 0.15  # a guess\n", first, Constants())
+    assert "tflops = 0.9  # a guess" in once
+    twice = with_calibration(once, second, Constants())
     assert twice.count("[calibration]") == 1 and "shared_ring = 0.4" in twice and "0.9" not in twice
+
+
+def test_rates_of_a_host_are_found_and_those_of_a_gpu_are_not_touched():
+    cluster = load_cluster("emulated_2x2")
+    faster = cluster.with_rates({"tflops": 0.6, "memory-gb-per-s": 20.0})
+    jobs = [_job(), _job(accumulation=16), _job("sdp4bit", accumulation=8, micro_batch=1)]
+    constants = read_calibration().constants(cluster)
+    runs = [MeasuredRun(job, predict(dataclasses.replace(job, cluster=faster)).step_seconds) for job in jobs]
+    made = anchor(runs, constants)
+    for run in runs:
+        assert made.predict(run.job).step_seconds == pytest.approx(run.step_seconds, rel=0.05)
+    assert made.rates["tflops"] > 0.3
+    assert load_cluster("a100_32").host_rates == {}
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import statistics
@@ -15,12 +16,14 @@ from scipy.optimize import least_squares
 from tools.simulator.constants import FIELDS, Constants
 from tools.simulator.job import Job
 from tools.simulator.run_config import job_of, read_keys
-from tools.simulator.step import predict
+from tools.simulator.step import Prediction, predict
 
 # Steps at a run's begin that are slower than all others.
 WARM_UP = 3
 # A step counts in units of this relative error; keeping a constant counts in units of its range, this often.
 RELATIVE_ERROR, KEEP_WEIGHT = 0.03, 0.5
+# A host's rate is a guess within this factor; moving it that far counts as moving a constant through its range.
+RATE_RANGE = 30.0
 
 
 @dataclass(frozen=True)
@@ -59,8 +62,21 @@ def median_step_seconds(path: Path) -> float:
     return statistics.median(steps[WARM_UP:]) / 1e3
 
 
-def anchor(runs: Sequence[MeasuredRun], start: Constants) -> Constants:
-    """Constants near `start` that give the runs' steps. A constant that no run depends on stays as it is.
+@dataclass(frozen=True)
+class Anchored:
+    """What own runs make of a cluster: the constants, and the rates of its hosts where those are not known."""
+
+    constants: Constants
+    rates: dict[str, float]
+
+    def predict(self, job: Job) -> Prediction:
+        """The prediction of a job on that cluster."""
+        return predict(dataclasses.replace(job, cluster=job.cluster.with_rates(self.rates)), self.constants)
+
+
+def anchor(runs: Sequence[MeasuredRun], start: Constants) -> Anchored:
+    """Constants (and host rates) near `start` (and the cluster's) that give the runs' steps. What no run depends on
+    stays as it is.
 
     Raises:
         ValueError: with one run, a machine and its network cannot be told apart.
@@ -70,26 +86,35 @@ def anchor(runs: Sequence[MeasuredRun], start: Constants) -> Constants:
     low = np.array([field.metadata["low"] for field in FIELDS.values()], dtype=float)
     span = np.array([field.metadata["high"] for field in FIELDS.values()]) - low
     begin = (np.array([getattr(start, name) for name in FIELDS]) - low) / span
+    guessed = runs[0].job.cluster.host_rates
     measured = np.log([run.step_seconds for run in runs])
 
-    def constants(position: np.ndarray) -> Constants:
-        return Constants(**dict(zip(FIELDS, np.clip(low + position * span, low, low + span).tolist(), strict=True)))
+    def anchored(position: np.ndarray) -> Anchored:
+        values = np.clip(low + position[: len(low)] * span, low, low + span).tolist()
+        factors = RATE_RANGE ** position[len(low) :]
+        rates = {name: float(rate * factor) for (name, rate), factor in zip(guessed.items(), factors, strict=True)}
+        return Anchored(Constants(**dict(zip(FIELDS, values, strict=True))), rates)
 
     def residuals(position: np.ndarray) -> np.ndarray:
-        here = constants(position)
-        predicted = np.log([predict(run.job, here).step_seconds for run in runs])
-        return np.concatenate([(predicted - measured) / RELATIVE_ERROR, KEEP_WEIGHT * (position - begin)])
+        here = anchored(position)
+        predicted = np.log([here.predict(run.job).step_seconds for run in runs])
+        return np.concatenate([(predicted - measured) / RELATIVE_ERROR, KEEP_WEIGHT * (position - origin)])
 
-    inside = np.clip(begin, 1e-3, 1 - 1e-3)
-    return constants(least_squares(residuals, inside, bounds=(0, 1), diff_step=1e-3, x_scale=0.1).x)
+    origin = np.concatenate([begin, np.zeros(len(guessed))])
+    bounds = np.concatenate([np.zeros(len(low)), -np.ones(len(guessed))]), np.ones(len(origin))
+    inside = np.clip(origin, bounds[0] + 1e-3, bounds[1] - 1e-3)
+    return anchored(least_squares(residuals, inside, bounds=bounds, diff_step=1e-3, x_scale=0.1).x)
 
 
-def with_calibration(cluster_text: str, constants: Constants, start: Constants) -> str:
-    """A cluster file with a [calibration] table of every constant that has moved; an older such table goes."""
+def with_calibration(cluster_text: str, made: Anchored, start: Constants) -> str:
+    """A cluster file with the rates of its hosts, and a [calibration] table of every constant that has moved; an older
+    such table goes."""
     kept = re.sub(r"(?ms)^\[calibration\].*?(?=^\[|\Z)", "", cluster_text).rstrip() + "\n"
+    for key, rate in made.rates.items():
+        kept = re.sub(rf"(?m)^{key} = [^ #\n]+", f"{key} = {rate:.4g}", kept)
     lines = ["", "# Anchored on own runs by `python -m tools.simulator fit --anchor`.", "[calibration]"]
     for name, field in FIELDS.items():
-        value, before = getattr(constants, name), getattr(start, name)
+        value, before = getattr(made.constants, name), getattr(start, name)
         if abs(value - before) > 1e-3 * (field.metadata["high"] - field.metadata["low"]):
             lines.append(f"{name} = {value:.4g}  # {field.metadata['unit']}")
     return kept + "\n".join(lines) + "\n"

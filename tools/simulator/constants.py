@@ -7,7 +7,6 @@ cluster overrules both. `python -m tools.simulator fit` makes calibration.toml a
 from __future__ import annotations
 
 import dataclasses
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from tools.cluster_files import check_keys
 from tools.simulator.machine import Cluster
+from tools.toml_files import read_toml
 
 FILE = Path(__file__).with_name("calibration.toml")
 
@@ -108,10 +108,7 @@ def read_calibration(path: Path = FILE) -> Calibration:
     Raises:
         ValueError: it is not TOML, or a constant is unknown or out of range.
     """
-    try:
-        tables = tomllib.loads(path.read_text())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid TOML: {error}") from error
+    tables = read_toml(path)
     for table, values in tables.items():
         check_keys(f"{path}, [{table}]", values, set(FIELDS))
         for name, value in values.items():

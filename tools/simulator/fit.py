@@ -58,7 +58,7 @@ def _anchor(args: argparse.Namespace) -> None:
     with atomic_files(Path(args.out)) as [temporary]:
         temporary.write_text(with_calibration(source.read_text(), made, start))
     for run in runs:
-        before, after = (predict(run.job, constants).step_seconds for constants in (start, made))
+        before, after = (prediction.step_seconds for prediction in (predict(run.job, start), made.predict(run.job)))
         measured = run.step_seconds * 1e3
         print(f"measured {measured:,.1f} ms, predicted {before * 1e3:,.1f} ms before and {after * 1e3:,.1f} ms after")
     print(f"cluster: {args.out}")

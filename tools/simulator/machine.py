@@ -17,6 +17,8 @@ DEVICES = Path(__file__).with_name("devices.toml")
 NETWORKS, COLLECTIVES = ("rdma", "tcp"), ("nccl", "gloo")
 # Keys of the table [node].
 NEEDED, OPTIONAL = ("devices", "nics", "nic-gbps"), ("network", "collectives", "rank-gb-per-s")
+# What no data sheet says of a rank's share of a host: keys of [device].
+HOST_RATES = ("tflops", "memory-gb-per-s", "codec-gb-per-s")
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,17 @@ class Cluster:
     def with_link(self, gbps: float) -> Cluster:
         """The same cluster with network cards of `gbps` Gb/s."""
         return dataclasses.replace(self, nic_gbps=gbps)
+
+    def with_rates(self, rates: Mapping[str, float]) -> Cluster:
+        """The same cluster with other rates of its device, by keys of [device]."""
+        fields = {key.replace("-", "_"): value for key, value in rates.items()}
+        return dataclasses.replace(self, device=dataclasses.replace(self.device, **fields))
+
+    @property
+    def host_rates(self) -> dict[str, float]:
+        """`HOST_RATES` where ranks are processes of a host, on gloo: guesses until own runs say more."""
+        names = HOST_RATES if self.collectives == "gloo" else ()
+        return {name: getattr(self.device, name.replace("-", "_")) for name in names}
 
 
 @lru_cache(maxsize=64)

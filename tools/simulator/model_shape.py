@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import tomllib
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 from tools.cluster_files import check_keys
+from tools.toml_files import read_toml
 
 FOLDER = Path(__file__).resolve().parents[2] / "configs" / "models"
 
@@ -116,10 +116,7 @@ def read_model(name: str) -> ModelShape:
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in FOLDER.glob("*.toml")))
         raise ValueError(f"there is no model '{name}'; there are: {known}, or give a .toml file")
-    try:
-        keys = tomllib.loads(path.read_text())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid TOML: {error}") from error
+    keys = read_toml(path)
     return shape_of(path.stem, keys, str(path))
 
 

@@ -14,6 +14,7 @@ from tools.simulator.job import Job
 from tools.simulator.machine import load_cluster
 from tools.simulator.model_shape import KNOWN as MODEL_KEYS
 from tools.simulator.model_shape import shape_of
+from tools.toml_files import read_toml
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 # Keys that name another file, and the folder it lies in.
@@ -77,10 +78,7 @@ def _file_keys(path: Path, including: tuple[Path, ...] = ()) -> dict[str, Any]:
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in path.parent.glob("*.toml"))) or "none"
         raise ValueError(f"there is no {path}; in its folder are: {known}")
-    try:
-        own = tomllib.loads(path.read_text())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid TOML: {error}") from error
+    own = read_toml(path)
     keys: dict[str, Any] = {}
     for key in [key for key in own if key in INCLUDES]:
         keys |= _file_keys(CONFIGS / INCLUDES[key] / f"{own.pop(key)}.toml", (*including, path))

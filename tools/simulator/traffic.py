@@ -66,7 +66,7 @@ def _reduce(job: Job, parameters: int, exact: int) -> tuple[float, float, float,
         return float(4 * exact), 0.0, 0.0, 0.0
     group = place(job.data_ranks, job.tp, job.cluster.devices)
     whole, ends = parameters - exact, 4 * parameters * (1 + 1 / job.data_ranks)
-    if group.local == 1:
+    if group.local == 1 or comm.node_size == 1:
         message = float(comm.inter_format.num_bytes(whole))
         return float(4 * exact), 0.0, message, ends + 2 * message
     intra = float(comm.intra_format.num_bytes(whole))

@@ -6,12 +6,12 @@ Standard library only.
 
 from __future__ import annotations
 
-import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tools.cluster_files import check_keys
+from tools.toml_files import read_toml
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs"
@@ -128,9 +128,7 @@ def read_sweep(name: str, configs: Path = CONFIGS) -> Sweep:
 def _read(path: Path) -> dict[str, Any]:
     """The file's tables over those of its bases: lists grow, tables merge, single values are replaced."""
     try:
-        own = tomllib.loads(path.read_text())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid TOML: {error}") from error
+        own = read_toml(path)
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}; `base` names files of configs/sweeps/base") from error
     check_keys(str(path), own, {*_DEFAULTS, "base"})
