@@ -9,7 +9,8 @@ scripts/setup.sh
 timeout -k 5 120 .venv/bin/python tools/bench_codec.py --gate
 for program in munged slurmctld slurmd sbatch; do
     if ! PATH="$PATH:/usr/sbin:/sbin" command -v "$program" > /dev/null; then
-        echo "test.sh: $program is not found, so tests/end_to_end/test_slurm.py is skipped: apt-get install slurm-wlm munge"
+        echo "test.sh: $program is not found, so test_slurm.py and test_emulated_slurm.py are skipped: apt-get install" \
+            "slurm-wlm munge"
         break
     fi
 done

@@ -34,8 +34,8 @@ def initialize_megatron(args: argparse.Namespace) -> None:
         context_parallel_size=args.context_parallel_size,
         expert_model_parallel_size=args.expert_model_parallel_size,
         expert_tensor_parallel_size=args.expert_tensor_parallel_size,
-        # megatron-core takes whole minutes; the default group above has the exact time-out.
-        distributed_timeout_minutes=max(1, round(args.distributed_timeout_minutes)),
+        # Said to be an integer, but a timedelta is made of it: fractions of a minute hold.
+        distributed_timeout_minutes=args.distributed_timeout_minutes,
     )
     set_random_seed(args.seed)
     init_num_microbatches_calculator(

@@ -18,32 +18,10 @@ configure() {
     chmod 700 "$folder"
     head -c 128 /dev/urandom > "$folder/munge.key"
     chmod 600 "$folder/munge.key"
-    # cred_expire: a requeued job waits as long as its credential lives, 120 s by default.
-    cat > "$SLURM_CONF" << EOF
-ClusterName=local
+    sed "s|@folder@|$folder|g; s|@user@|$(id -un)|g" "$(dirname "${BASH_SOURCE[0]}")/small_cluster.conf" > "$SLURM_CONF"
+    cat >> "$SLURM_CONF" << EOF
 SlurmctldHost=$(hostname -s)(127.0.0.1)
 SlurmctldPort=$port
-SlurmUser=$(id -un)
-SlurmdUser=$(id -un)
-AuthType=auth/munge
-CredType=cred/munge
-AuthInfo=socket=$folder/munge.socket,cred_expire=5
-StateSaveLocation=$folder/state
-SlurmdSpoolDir=$folder/%n
-SlurmctldPidFile=$folder/slurmctld.pid
-SlurmdPidFile=$folder/%n/slurmd.pid
-SlurmctldLogFile=$folder/slurmctld.log
-SlurmdLogFile=$folder/%n/slurmd.log
-ProctrackType=proctrack/linuxproc
-TaskPlugin=task/none
-JobAcctGatherType=jobacct_gather/none
-SelectType=select/cons_tres
-SelectTypeParameters=CR_Core
-SchedulerParameters=sched_interval=1,batch_sched_delay=0
-SlurmdParameters=config_overrides
-MpiDefault=none
-ReturnToService=2
-MinJobAge=3600
 NodeName=n1 NodeHostname=$(hostname -s) NodeAddr=127.0.0.1 Port=$((port + 1)) CPUs=2 State=UNKNOWN
 NodeName=n2 NodeHostname=$(hostname -s) NodeAddr=127.0.0.1 Port=$((port + 2)) CPUs=2 State=UNKNOWN
 PartitionName=local Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from tools.emulator.shaping import (
     rate_change_command,
     real_host_commands,
 )
+from tools.emulator.slurm_cluster import configuration
 from tools.emulator.token_bucket import ShapedWork, SharedLink
 from tools.scenario_files import Host, Scenario, uniform_scenario
 
@@ -157,6 +159,7 @@ def test_shaped_work_is_over_when_its_bytes_would_be() -> None:
         (["run", "--link-mbit", "10"], "what is to run? Give it behind '--'"),
         (["run", "--link-mbit", "10", "--scenario", "case3", "--", "x"], "--link-mbit with --scenario"),
         (["run", "--scenario", "nowhere", "--", "x"], "there is no scenario"),
+        (["run", "--launcher", "slurm", "--user", "--link-mbit", "10", "--", "x"], "--launcher slurm with --user"),
         (["shell", "0"], "no emulated cluster runs"),
         (["frobnicate"], "invalid choice"),
     ],
@@ -165,6 +168,25 @@ def test_bad_input_is_one_sentence(words, sentence) -> None:
     done = subprocess.run([sys.executable, "-m", "tools.emulator", *words], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 2 and sentence in done.stderr and "Traceback" not in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_slurm_where_it_is_not_installed_is_one_sentence() -> None:
+    words = ["run", "--launcher", "slurm", "--link-mbit", "10", "--", "x"]
+    done = subprocess.run(
+        [sys.executable, "-m", "tools.emulator", *words], capture_output=True, text=True, cwd=ROOT, env={"PATH": ""}
+    )
+    assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1
+    assert "which is not found: install it (Debian, Ubuntu: apt-get install slurm-wlm munge)" in done.stderr
+
+
+def test_a_slurm_node_has_as_many_cpus_as_its_host_devices() -> None:
+    scenario = uniform_scenario(3, 2, 1e9)
+    network = SimpleNamespace(scenario=scenario, addresses=["10.77.0.1", "10.77.0.2", "10.77.0.3"])
+    text = configuration(network, Path("/kept"))
+    lines = text.splitlines()
+    assert "NodeName=node2 NodeAddr=10.77.0.3 CPUs=2 State=UNKNOWN" in lines
+    assert "PartitionName=emulated Nodes=node[0-2] Default=YES" in lines
+    assert "StateSaveLocation=/kept/state" in lines and "@user" not in text and "@folder" not in text
 
 
 def test_user_mode_shapes_without_privilege_and_gives_nodes_names(tmp_path) -> None:

@@ -3,6 +3,7 @@
 python -m tools.emulator run --nodes 2 --ranks-per-node 2 --link-mbit 500 -- SCRIPT.py ARGS
 python -m tools.emulator run --scenario emulated_two_regions -- SCRIPT.py ARGS   # uneven links, by data
 python -m tools.emulator run --user --link-mbit 500 -- SCRIPT.py ARGS       # no privilege: shaped in the processes
+python -m tools.emulator run --launcher slurm --link-mbit 500 -- SCRIPT.py ARGS   # a Slurm of these nodes, sbatch
 python -m tools.emulator status                     # what runs, and what its nodes have sent
 python -m tools.emulator shell NODE                 # a shell on a node of what runs
 python -m tools.emulator cut NODE --seconds 5       # cut a node's link for a while
@@ -22,12 +23,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tools.command_line import ToolArgumentParser, positive_int, run_tool
+from tools.emulator.following import FollowedJob
 from tools.emulator.launch import Job
 from tools.emulator.namespaces import enter_words
 from tools.emulator.network import EmulatedNetwork, cut_link
 from tools.emulator.phases import PhaseCounter
 from tools.emulator.running import find_node, find_switch, status_lines, take_down
 from tools.emulator.shaping import link_classes, real_host_commands
+from tools.emulator.slurm_cluster import SlurmCluster, check_slurm
+from tools.emulator.slurm_job import SlurmJob
 from tools.emulator.user_mode import run_user_mode
 from tools.scenario_files import Scenario, read_scenario, uniform_scenario
 
@@ -56,18 +60,32 @@ def run(options: Namespace) -> None:
     if not words:
         raise ValueError("what is to run? Give it behind '--': run --link-mbit 500 -- SCRIPT.py ARGS")
     scenario = scenario_of(options)
+    if options.user and options.launcher != "torchrun":
+        raise ValueError(f"--launcher {options.launcher} with --user, which has no nodes: drop one of the two")
+    if options.launcher == "slurm":
+        check_slurm()
     if options.user:
         sys.exit(run_user_mode(scenario, words))
     with EmulatedNetwork(scenario) as network, tempfile.TemporaryDirectory(prefix="emulator-") as folder:
         for note in network.notes():
             _say(note)
         _say(f"{len(network.nodes)} nodes, {scenario.num_devices} ranks, {describe_links(scenario)}")
-        sys.exit(_run_on(network, words, Path(folder)))
+        sys.exit(_follow(network, _start(network, options.launcher, words, Path(folder))))
 
 
-def _run_on(network: EmulatedNetwork, words: list[str], folder: Path) -> int:
+def _start(network: EmulatedNetwork, launcher: str, words: list[str], folder: Path) -> FollowedJob:
+    logs = folder / "logs"
+    logs.mkdir()
+    if launcher == "torchrun":
+        return Job(network, words, logs)
+    cluster = SlurmCluster(network, folder / "slurm")
+    job = SlurmJob(cluster, words, logs)
+    _say(f"Slurm job {job.number}; in 'shell NODE', say export SLURM_CONF={cluster.config} for squeue and others")
+    return job
+
+
+def _follow(network: EmulatedNetwork, job: FollowedJob) -> int:
     counter = PhaseCounter(network.sent)
-    job = Job(network, words, folder)
 
     def show(line: str) -> None:
         print(line, flush=True)
@@ -176,6 +194,7 @@ def _add_run_flags(parser: ArgumentParser) -> None:
     parser.add_argument("--link-mbit", type=positive_float, help="what a node can send, in Mbit/s")
     parser.add_argument("--delay-ms", type=positive_float, help="of every link, one way, where the kernel has netem")
     parser.add_argument("--scenario", help="a file of configs/scenarios, or a path: uneven links")
+    parser.add_argument("--launcher", choices=("torchrun", "slurm"), default="torchrun", help="what starts the ranks")
     parser.add_argument("--user", action="store_true", help="without privilege: shape within the processes instead")
     parser.add_argument("command", nargs=REMAINDER, help="-- SCRIPT.py ARGS, or -- -m MODULE ARGS")
 

@@ -58,13 +58,27 @@ class ProcessNamespace:
 
     def start(self, command: list[str], **how: Any) -> subprocess.Popen[bytes]:
         """Popen, in this namespace; the process has the pid that is seen from outside."""
-        _call("setns", self._inside, CLONE_NEWPID)
-        try:
-            process = subprocess.Popen(command, **how)
-        finally:
-            _call("setns", self._outside, CLONE_NEWPID)
+        process = self._popen(command, **how)
         self._started.append(process)
         return process
+
+    def run(self, command: list[str], input: str = "", **how: Any) -> subprocess.CompletedProcess[str]:
+        """subprocess.run, in this namespace, with what it prints as text."""
+        # On leaving it is waited for, whatever has happened: else the namespace could not end.
+        with self._popen(command, **_PIPES, **how) as process:
+            try:
+                output, errors = process.communicate(input.encode())
+            except BaseException:
+                process.kill()
+                raise
+        return subprocess.CompletedProcess(command, process.returncode, output.decode(), errors.decode())
+
+    def _popen(self, command: list[str], **how: Any) -> subprocess.Popen[bytes]:
+        _call("setns", self._inside, CLONE_NEWPID)
+        try:
+            return subprocess.Popen(command, **how)
+        finally:
+            _call("setns", self._outside, CLONE_NEWPID)
 
     def close(self) -> None:
         """End every process of the namespace."""
@@ -87,7 +101,6 @@ class NetworkNamespace:
         quiet = "echo 1 > /proc/sys/net/ipv6/conf/default/disable_ipv6 2>/dev/null || true"
         lines = [f"hostname {hostname}", "ip link set lo up", quiet, script, _WAIT]
         self._processes = processes
-        self._processes = processes
         command = ["unshare", *flags, "sh", "-c", "\n".join(lines), *words]
         self._holder = _ready(processes.start(command, **_PIPES))
 
@@ -106,17 +119,17 @@ class NetworkNamespace:
         Raises:
             OSError: it refused, with the reason and the line.
         """
-        _batch(subprocess.Popen(self.words("ip", "-batch", "-"), **_PIPES), lines)
+        words = self.words("ip", "-batch", "-")
+        _check(subprocess.run(words, input="\n".join(lines), capture_output=True, text=True))
 
     def tc(self, lines: list[str]) -> None:
         """The same with `tc`; within, since its clock's unit is in /proc/net, where outsiders see nothing."""
-        _batch(self._processes.start(self.words("tc", "-batch", "-"), **_PIPES), lines)
+        _check(self._processes.run(self.words("tc", "-batch", "-"), "\n".join(lines)))
 
 
-def _batch(process: subprocess.Popen[bytes], lines: list[str]) -> None:
-    _, reason = process.communicate("\n".join(lines).encode())
-    if process.returncode:
-        raise OSError(process.returncode, f"refused: {reason.decode().strip()}", str(process.args[-3]))
+def _check(done: subprocess.CompletedProcess[str]) -> None:
+    if done.returncode:
+        raise OSError(done.returncode, f"refused: {done.stderr.strip()}", done.args[-3])
 
 
 def enter_words(pid: int, *kinds: str) -> list[str]:

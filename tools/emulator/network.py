@@ -14,7 +14,7 @@ from tools.emulator.shaping import emulated_commands, link_classes
 from tools.scenario_files import Scenario
 
 MAX_NODES = 64
-DEVICE = "eth0"
+DEVICE, BRIDGE = "eth0", "bridge0"
 # What the process that holds a node is called: by this, running clusters are found.
 HOLDER, SWITCH_HOLDER = "sdp4bit-emulated-node", "sdp4bit-emulated-switch"
 # Two processes of one machine hand each other no more than about 7 Gbit/s this way; beyond this, it is not the link.
@@ -66,10 +66,10 @@ class EmulatedNetwork:
         return NetworkNamespace(self.processes, f"node{number}", script, words)
 
     def _connect(self) -> None:
-        lines = ["link add bridge0 type bridge mcast_snooping 0", "link set bridge0 up"]
+        lines = [f"link add {BRIDGE} type bridge mcast_snooping 0", f"link set {BRIDGE} up"]
         for number, node in enumerate(self.nodes):
             lines.append(f"link add node{number} type veth peer name {DEVICE} netns {node.pid}")
-            lines += [f"link set node{number} master bridge0", f"link set node{number} up"]
+            lines += [f"link set node{number} master {BRIDGE}", f"link set node{number} up"]
         self.switch.ip(lines)
         for node, address in zip(self.nodes, self.addresses, strict=True):
             node.ip([f"address add {address}/24 dev {DEVICE}", f"link set {DEVICE} up"])
@@ -104,13 +104,23 @@ class EmulatedNetwork:
 
 @contextlib.contextmanager
 def cut_link(switch_pid: int, node: int) -> Iterator[None]:
-    """Within the context, the link of `node` is cut at the switch: what it sends, and what is sent to it, is lost."""
-    change = [*enter_words(switch_pid), "ip", "link", "set", f"node{node}"]
-    subprocess.run([*change, "down"], check=True)
+    """Within the context, the link of `node` is cut at the switch: what it sends, and what is sent to it, is lost.
+
+    Raises:
+        ValueError: the cluster has ended, before or meanwhile.
+    """
+    _set_link(switch_pid, node, "down")
     try:
         yield
     finally:
-        subprocess.run([*change, "up"], check=True)
+        _set_link(switch_pid, node, "up")
+
+
+def _set_link(switch_pid: int, node: int, state: str) -> None:
+    words = [*enter_words(switch_pid), "ip", "link", "set", f"node{node}", state]
+    done = subprocess.run(words, capture_output=True, text=True)
+    if done.returncode:
+        raise ValueError(f"node{node}'s link cannot be set {state} ({done.stderr.strip()}): has its cluster ended?")
 
 
 def _kernel_has_netem() -> bool:

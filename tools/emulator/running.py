@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tools.emulator.counters import read_counters
-from tools.emulator.launch import GRACE_SECONDS
+from tools.emulator.following import GRACE_SECONDS
 from tools.emulator.network import DEVICE, HOLDER, SWITCH_HOLDER
 
 
