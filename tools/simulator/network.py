@@ -17,6 +17,12 @@ def line_rate(cluster: Cluster, constants: Constants) -> float:
     )
 
 
+def exchange_rate(cluster: Cluster, constants: Constants) -> float:
+    """Bytes/s out of a node where every node sends to and receives from the same others at once: over gloo, what a
+    node acknowledges waits behind what it sends."""
+    return line_rate(cluster, constants) * (constants.duplex_efficiency if cluster.collectives == "gloo" else 1.0)
+
+
 def ring_seconds(num_bytes: float, group: Placement, cluster: Cluster, constants: Constants) -> float:
     """A ring all-gather or reduce-scatter of a buffer of `num_bytes`, in all groups of a node at once.
 
@@ -41,7 +47,7 @@ def gather_seconds(num_bytes: float, group: Placement, cluster: Cluster, constan
     if cluster.collectives == "nccl" or group.nodes == 1:
         return ring_seconds(num_bytes, group, cluster, constants)
     crossing = num_bytes * group.local / group.size * (group.nodes - 1) * cluster.devices / group.local
-    return crossing / line_rate(cluster, constants) + num_bytes / cluster.bus_bytes_per_s + NETWORK_STEP_S
+    return crossing / exchange_rate(cluster, constants) + num_bytes / cluster.bus_bytes_per_s + NETWORK_STEP_S
 
 
 def exchange_seconds(num_bytes: float, ranks: int, crossing: bool, cluster: Cluster, constants: Constants) -> float:
@@ -51,7 +57,7 @@ def exchange_seconds(num_bytes: float, ranks: int, crossing: bool, cluster: Clus
     share = num_bytes * (ranks - 1) / ranks
     local = share / min(cluster.bus_bytes_per_s, cluster.rank_gb_per_s * 1e9)
     if crossing:
-        return max(share * cluster.devices / line_rate(cluster, constants), local) + (ranks - 1) * NETWORK_STEP_S
+        return max(share * cluster.devices / exchange_rate(cluster, constants), local) + (ranks - 1) * NETWORK_STEP_S
     return local + (ranks - 1) * LOCAL_STEP_S
 
 
