@@ -13,6 +13,7 @@ y - x is one step's compression error and never accumulates.
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -81,6 +82,8 @@ class DuoBucket:
         self.scratch_sizes = self._reduce_scatter.scratch_sizes
         # |y - x| / lr of this rank's shard after the latest slow step: what one step's compression error came to.
         self.distance = 0.0
+        # Processor time of the latest slow sync and step.
+        self.busy_ms = 0.0
         self._steps: list[AdamWStep] | None = None
         self._handle: Handle | None = None
 
@@ -120,8 +123,10 @@ class DuoBucket:
         steps, self._steps = self._steps, None
 
         def job() -> None:
+            begun = time.thread_time()
             self._reduce(scratch, dtype)
             self._step(steps)
+            self.busy_ms = (time.thread_time() - begun) * 1e3
             done(self)
 
         self._handle = progress.start(job)
@@ -159,6 +164,12 @@ class DuoBucket:
         return handle.exposed_ms
 
 
+def _ranks_use_all_cores() -> bool:
+    """Whether the ranks of this host leave no core free while they compute, one for each of them to sync on."""
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return len(os.sched_getaffinity(0)) < ranks * (torch.get_num_threads() + 1)
+
+
 def _distance(one: Tensor, other: Tensor) -> float:
     """The norm of their difference, which is made a part at a time: as a whole it would not fit into a cache."""
     pairs = zip(one.split(_PART), other.split(_PART), strict=True)
@@ -169,21 +180,23 @@ class StepClock:
     """When a step's slow sync was launched, when it was over, and when the next gradient arrived."""
 
     def __init__(self) -> None:
-        self.exposed_ms = 0.0
+        self.exposed_ms = self._busy_ms = 0.0
         self._launched = self._done = self._arrived = self._step_begun = 0.0
 
     def forget(self) -> None:
         """Count nothing of what has happened since the step began: the next step is the first of its kind."""
-        self.exposed_ms = self._launched = self._done = self._arrived = self._step_begun = 0.0
+        self.exposed_ms = self._busy_ms = 0.0
+        self._launched = self._done = self._arrived = self._step_begun = 0.0
 
     def launched(self) -> None:
         """The slow sync begins now."""
         self._launched = self._done = time.perf_counter()
         self._arrived = 0.0
 
-    def done(self) -> None:
-        """A bucket's slow step is over; the last call of a step counts."""
+    def done(self, busy_ms: float) -> None:
+        """A bucket's slow step is over, and took so much processor time; the last call of a step counts."""
         self._done = time.perf_counter()
+        self._busy_ms += busy_ms
 
     def arrived(self) -> None:
         """A gradient wants a bucket's place; the first call of a step counts."""
@@ -195,10 +208,11 @@ class StepClock:
         times = {
             "step_ms": (now - self._step_begun) * 1e3 if self._step_begun else 0.0,
             "exposed_ms": self.exposed_ms,
+            "busy_ms": self._busy_ms,
             "slow_ms": (self._done - self._launched) * 1e3,
             "window_ms": max(self._arrived - self._launched, 0.0) * 1e3 if self._launched else 0.0,
         }
-        self._step_begun, self.exposed_ms = now, 0.0
+        self._step_begun, self.exposed_ms, self._busy_ms = now, 0.0, 0.0
         self._launched = self._done = self._arrived = 0.0
         return times
 
@@ -217,6 +231,7 @@ class Duo:
         self._scratch = Scratch(channel)
         self._advance: dict[DuoBucket, Callable[[DuoBucket], None]] = {}
         self._to_gather: set[Any] = set()
+        self._computes_on_all_cores = channel.type == "cpu" and not torch.cuda.is_available() and _ranks_use_all_cores()
 
     @property
     def buckets(self) -> list[DuoBucket]:
@@ -239,8 +254,9 @@ class Duo:
         if number != self._step:
             self._step = number
             times = self.clock.end_step()
+            busy_ms = times.pop("busy_ms") * self._computes_on_all_cores
             if times["step_ms"]:
-                self.policy.watch.add(**times, synced=times["slow_ms"] > 0)
+                self.policy.watch.add(**times, busy_ms=busy_ms, synced=times["slow_ms"] > 0)
             self.latest = {f"duo_{name}": times[name] for name in ("exposed_ms", "slow_ms", "window_ms")}
             self.latest["duo_distance_per_lr"] = math.hypot(*(bucket.distance for bucket in self.buckets))
         return self.policy.syncs(number)
@@ -267,7 +283,7 @@ class Duo:
 
     def _done(self, bucket: DuoBucket) -> None:
         self._advance[bucket](bucket)
-        self.clock.done()
+        self.clock.done(bucket.busy_ms)
 
     def make_room(self, bucket: DuoBucket) -> None:
         """Before a bucket's next gradient is kept: finish its slow step. What that takes is exposed."""

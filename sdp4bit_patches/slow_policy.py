@@ -1,7 +1,8 @@
 """Whether the second gradient sync pays, and what is done where it does not.
 
 The slow sync is free while it fits into its window, from the end of the parameter gather to the arrival of the next
-gradient. What does not fit is exposed: it makes steps longer. `Watch` measures that on every rank. With
+gradient. What does not fit is exposed: it makes steps longer. Where ranks compute on all cores of a host, so does its
+own processor time, as those cores then compute nothing. `Watch` measures both on every rank. With
 `--duo-policy adaptive`, `SlowPolicy` lowers the slow sync to the first level at which steps should be no longer than
 without it, within `TOLERANCE`, looks again, and raises it when the window has grown; all ranks agree on each change.
 """
@@ -43,25 +44,32 @@ class Watch:
     exposed_ms: float = 0.0
     slow_ms: float = 0.0
     window_ms: float = 0.0
+    busy_ms: float = 0.0
     num_syncs: int = 0
 
-    def add(self, step_ms: float, exposed_ms: float, slow_ms: float, window_ms: float, synced: bool) -> None:
-        """One step: its length, what of the slow sync was exposed, how long that took and what time it had."""
+    def add(
+        self, step_ms: float, exposed_ms: float, slow_ms: float, window_ms: float, synced: bool, busy_ms: float = 0.0
+    ) -> None:
+        """One step: its length, what of the slow sync was exposed, how long that took and what time it had, and the
+        processor time that it took from computing."""
         self.num_steps += 1
         self.step_ms += step_ms
         self.exposed_ms += exposed_ms
         self.window_ms += window_ms if synced else 0.0
         self.slow_ms += slow_ms
+        self.busy_ms += busy_ms
         self.num_syncs += synced
 
     def means(self) -> list[float]:
-        """Exposed share of the step time without it; mean milliseconds of a slow sync, and of its window negated.
+        """Exposed share of the step time without it; mean milliseconds of a slow sync, and of its window negated; the
+        share of the processor time that it took.
 
         The largest of each over all ranks is what decides.
         """
-        without = max(self.step_ms - self.exposed_ms, 1e-9)
+        without = max(self.step_ms - self.exposed_ms - self.busy_ms, 1e-9)
         syncs = max(self.num_syncs, 1)
-        return [self.exposed_ms / without, self.slow_ms / syncs, -self.window_ms / syncs]
+        shares = self.exposed_ms / without, self.busy_ms / without
+        return [shares[0], self.slow_ms / syncs, -self.window_ms / syncs, shares[1]]
 
 
 @dataclass
@@ -94,16 +102,17 @@ class SlowPolicy:
         """
         if self.watch.num_steps < INTERVAL:
             return None
-        exposed, slow_ms, window_ms = largest(self.watch.means())
+        exposed, slow_ms, window_ms, busy = largest(self.watch.means())
         synced, self.watch = self.watch.num_syncs > 0, Watch()
         if synced:
             self._slow_ms[self.level_index] = slow_ms
         words = (
             f"slow sync {slow_ms:.0f} ms, compute that hides it {-window_ms:.0f} ms, exposed {exposed:.1%} of a step"
         )
-        if exposed > TOLERANCE:
-            return self._lower(words, exposed, slow_ms, -window_ms) if self.adaptive else self._warn(words)
-        return self._raise(slow_ms, -window_ms) if self.adaptive and synced else None
+        words += f", its work on shared cores {busy:.1%}" if busy else ""
+        if exposed + busy > TOLERANCE:
+            return self._lower(words, exposed, slow_ms, -window_ms, busy) if self.adaptive else self._warn(words)
+        return self._raise(slow_ms, -window_ms, busy) if self.adaptive and synced else None
 
     def _warn(self, words: str) -> str | None:
         if self._warned:
@@ -112,23 +121,24 @@ class SlowPolicy:
         remedy = "more micro-batches or a faster slow channel hide it; --duo-policy adaptive does with less of it"
         return f"DUO is not hidden: {words}; {remedy}"
 
-    def _lower(self, words: str, exposed: float, slow_ms: float, window_ms: float) -> str | None:
-        """To the first level below at which the exposed share of a step, by the same window, is within `TOLERANCE`."""
+    def _lower(self, words: str, exposed: float, slow_ms: float, window_ms: float, busy: float) -> str | None:
+        """To the first level below at which what a step is longer by, by the same window, is within `TOLERANCE`."""
         if self.level_index + 1 == len(LEVELS):
             return None
         # What a level exposes in a step, on the mean; `exposed` is what that means at the current one.
         current = max(slow_ms - window_ms, 0.0) / self.level.period if self.level.period else 0.0
         before, self.level_index = self.level, self.level_index + 1
-        while current and self.level.period:
+        while self.level.period:
             left = max(slow_ms * _BYTES[self.level.dtype] / _BYTES[before.dtype] - window_ms, 0.0) / self.level.period
-            if exposed * left / current <= TOLERANCE:
+            waiting = exposed * left / current if current else 0.0
+            if waiting + busy * before.period / self.level.period <= TOLERANCE:
                 break
             self.level_index += 1
         return f"DUO is not hidden: {words}; exact gradients now: {self.level}"
 
-    def _raise(self, slow_ms: float, window_ms: float) -> str | None:
+    def _raise(self, slow_ms: float, window_ms: float, busy: float) -> str | None:
         above = self.level_index - 1
-        if above < self.first:
+        if above < self.first or busy * self.level.period / LEVELS[above].period > TOLERANCE:
             return None
         expected = slow_ms * _BYTES[LEVELS[above].dtype] / _BYTES[self.level.dtype]
         if self._slow_ms.get(above, expected) > 0.8 * window_ms:

@@ -66,7 +66,7 @@ def test_the_worst_rank_decides_for_all() -> None:
     policy = SlowPolicy(adaptive=True)
     for _ in range(INTERVAL):
         policy.watch.add(100.0, 0.0, 10.0, 80.0, True)
-    assert policy.decide(lambda values: [0.5, 190.0, -80.0]) is not None
+    assert policy.decide(lambda values: [0.5, 190.0, -80.0, 0.0]) is not None
     assert policy.level == LEVELS[3], "bf16 leaves 15 ms of 110, 7 % of a step: every fourth step"
 
 
@@ -75,3 +75,21 @@ def test_one_decision_finds_the_level_that_the_arithmetic_gives() -> None:
     assert "bf16 every 8 steps" in _interval(policy, 190, 80), "bf16 leaves 15 ms: 1.9 of 100 in a mean step"
     hopeless = SlowPolicy(adaptive=True)
     assert "exact gradients now: never" in _interval(hopeless, 2000, 80)
+
+
+def _busy_interval(policy: SlowPolicy, busy_ms: float) -> str | None:
+    """A sync that is hidden, but whose processor time makes steps of 100 ms longer."""
+    words = None
+    for step in range(INTERVAL):
+        synced = policy.syncs(step)
+        policy.watch.add(100.0 + busy_ms * synced, 0.0, 50.0 * synced, 80.0, synced, busy_ms * synced)
+        words = policy.decide(_alone) or words
+    return words
+
+
+def test_processor_time_on_shared_cores_counts_though_it_is_hidden() -> None:
+    policy = SlowPolicy(adaptive=True)
+    words = _busy_interval(policy, 7.0)
+    assert "exposed 0.0% of a step, its work on shared cores 7.0%" in words and policy.level == LEVELS[3]
+    assert _busy_interval(policy, 7.0) is None, "every second step would be 3.5 %: it does not go up again"
+    assert _busy_interval(policy, 1.0) is not None and policy.level == LEVELS[2], "there is room again"
