@@ -97,7 +97,7 @@ def _sections(
     return [
         f"# {grid.title}",
         f"`scripts/reproduce/low_bandwidth.sh` wrote this page on {time.strftime('%-d %B %Y')}\n({versions}, "
-        f"{os.cpu_count()} cores); every number is that run's.",
+        f"{os.cpu_count()} cores); a shape that has been measured is not measured again, so some may be older.",
         f"{nodes}, each node a network namespace of one machine whose link is shaped by the kernel "
         f"(`python -m tools.emulator`). The run is `{grid.config}`; schemes take turns, {' or '.join(map(str, turns))} "
         f"blocks of {grid.steps_per_block} counted steps at each rate. A step is as long as on its slowest "
