@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from ctrl_c import ctrl_c_is_heard
 
 from tools.emulator.namespaces import check_privilege
 from tools.emulator.running import running_nodes
@@ -49,10 +49,8 @@ def run(words: list[str], **how) -> subprocess.CompletedProcess:
 @contextlib.contextmanager
 def started(words: list[str], until: str):
     """The tool with `words`, when it has printed `until`; nothing of it is left behind, whatever the test finds."""
-    # Tests that run in the background of a shell have Ctrl-C switched off, and would hand that on.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    process = subprocess.Popen([*TOOL, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
-    signal.signal(signal.SIGINT, before)
+    with ctrl_c_is_heard():
+        process = subprocess.Popen([*TOOL, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
     try:
         while until not in (line := process.stdout.readline()):
             assert line, process.stderr.read()

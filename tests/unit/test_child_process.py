@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from ctrl_c import ctrl_c_is_heard
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -28,9 +29,10 @@ _TOOL = "import sys; from tools.child_process import run_python; sys.exit(run_py
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_to_the_tool_lets_the_program_save_and_end(tmp_path: Path, number: signal.Signals) -> None:
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    tool = subprocess.Popen(
-        [sys.executable, "-c", _TOOL, _CHILD, str(tmp_path)], env=environment, stderr=subprocess.DEVNULL
-    )
+    with ctrl_c_is_heard():
+        tool = subprocess.Popen(
+            [sys.executable, "-c", _TOOL, _CHILD, str(tmp_path)], env=environment, stderr=subprocess.DEVNULL
+        )
     try:
         deadline = time.monotonic() + 30
         while not (tmp_path / "started").exists() and time.monotonic() < deadline:
