@@ -157,10 +157,8 @@ class QuantizedReduceScatter:
         exact: ExactSlices | None = None,
         num_chunks: int = 1,
     ) -> None:
-        if num_elements % topology.size:
-            raise ValueError(f"{num_elements} elements do not split among {topology.size} ranks: pad the bucket")
         self.topology, self.exact = topology, exact if exact and exact.num_elements else None
-        self.num_elements, self.shard_size = num_elements, num_elements // topology.size
+        self.num_elements, self.shard_size = num_elements, topology.shard_size(num_elements)
         two_level = topology.shape == "two-level"
         self.formats = (
             [intra_format, inter_format] if two_level else [_only_format(topology, intra_format, inter_format)]
@@ -300,10 +298,8 @@ class QuantizedAllGather:
         exact: ExactSlices | None = None,
         direct: bool = False,
     ) -> None:
-        if num_elements % topology.size:
-            raise ValueError(f"{num_elements} elements do not split among {topology.size} ranks: pad the bucket")
         self.topology, self.exact = topology, exact if exact and exact.num_elements else None
-        self.num_elements, self.shard_size = num_elements, num_elements // topology.size
+        self.num_elements, self.shard_size = num_elements, topology.shard_size(num_elements)
         self.format, self._direct, self._dtype = message_format, direct, model_dtype
         [pieces] = wire.split_shards([self.shard_size] * topology.size, 1, message_format.group_size)
         counts = self.exact.counts if self.exact else [0] * topology.size

@@ -36,10 +36,8 @@ class ExactReduceScatter:
     """
 
     def __init__(self, num_elements: int, topology: Topology, channel: torch.device) -> None:
-        if num_elements % topology.size:
-            raise ValueError(f"{num_elements} elements do not split among {topology.size} ranks: pad the bucket")
         self._topology, self.num_elements = topology, num_elements
-        self._shard = num_elements // topology.size
+        self._shard = topology.shard_size(num_elements)
         self._memory = topology.node_memory
         two_level = topology.shape == "two-level"
         self._group = topology.intra_group if two_level else topology.flat_group
@@ -48,7 +46,7 @@ class ExactReduceScatter:
         self._destinations = wire.two_level_destinations(topology.nodes) if two_level else everybody
         self._across = topology.inter_group if two_level else None
         self._cache = GradientCache(self._kept_memory(channel), self._order())
-        self.scratch_sizes = [wire.align(4 * self._shard * rows) for rows in self._scratch_rows()]
+        self.scratch_sizes = [wire.align(self._shard * num_bytes) for num_bytes in self._scratch_bytes()]
 
     def _kept_memory(self, channel: torch.device) -> Tensor:
         """fp32[destinations, elements for one], this rank's; `_kept` is that of all ranks that it can read."""
@@ -67,12 +65,13 @@ class ExactReduceScatter:
         others = [shards for place, shards in enumerate(self._destinations) if place != self._place]
         return [*chain(*others), *self._destinations[self._place]]
 
-    def _scratch_rows(self) -> list[int]:
-        """Shards that fit into each part of the scratch: sent and received of each hop, and the node's own sum."""
+    def _scratch_bytes(self) -> list[int]:
+        """Bytes an element of the shard in each part of the scratch: sent and received of each hop, and the node's own
+        sum. In fp32, the first hop sends what is kept as it is; its part is for bf16."""
         per_row = len(self._destinations[0])
         first = 0 if self._memory else (len(self._destinations) - 1) * per_row
         second = per_row - 1 if self._across else 0
-        return [first, first, second, second, 1 if self._across else 0]
+        return [2 * first, 4 * first, 4 * second, 4 * second, 4 if self._across else 0]
 
     @property
     def link_bytes(self) -> LinkBytes:

@@ -43,6 +43,16 @@ class Topology:
         """Ranks in all."""
         return sum(map(len, self.nodes))
 
+    def shard_size(self, num_elements: int) -> int:
+        """Elements of one rank's shard of a bucket.
+
+        Raises:
+            ValueError: they do not split into equal shards.
+        """
+        if num_elements % self.size:
+            raise ValueError(f"{num_elements} elements do not split among {self.size} ranks: pad the bucket")
+        return num_elements // self.size
+
     @property
     def node(self) -> int:
         """This rank's node."""

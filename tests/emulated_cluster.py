@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -30,15 +31,17 @@ TRAINING = (
 ).split()
 
 
-def _what_is_missing() -> str:
+def what_is_missing(check: Callable[[], None]) -> str:
+    """The sentence of a check that refuses; nothing where it is content."""
     try:
-        check_privilege()
+        check()
     except ValueError as error:
         return str(error)
     return ""
 
 
-needs_privilege = pytest.mark.skipif(bool(_what_is_missing()), reason=_what_is_missing() or "permitted")
+ABSENT = what_is_missing(check_privilege)
+needs_privilege = pytest.mark.skipif(bool(ABSENT), reason=ABSENT or "permitted")
 
 
 def run(words: list[str], **how) -> subprocess.CompletedProcess:

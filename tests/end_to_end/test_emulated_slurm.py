@@ -17,23 +17,16 @@ from emulated_cluster import (
     processes_left_in,
     run,
     started,
+    what_is_missing,
 )
 from training_run import read_metrics
 
 from tools.emulator.slurm_cluster import check_slurm
 
-
-def _what_is_missing() -> str:
-    try:
-        check_slurm()
-    except ValueError as error:
-        return str(error)
-    return ""
-
-
+ABSENT = what_is_missing(check_slurm)
 pytestmark = [
     needs_privilege,
-    pytest.mark.skipif(bool(_what_is_missing()), reason=_what_is_missing() or "Slurm is installed"),
+    pytest.mark.skipif(bool(ABSENT), reason=ABSENT or "Slurm is installed"),
 ]
 BEAT = """
 import datetime, time, torch, torch.distributed as dist
