@@ -35,7 +35,8 @@ def main() -> None:
     nodes = tuple(map(int, args.node_of_rank.split(",")))
     members["data-parallel nodes"] = topology.discover(groups["data"], nodes_of_ranks=nodes).description
     members["all nodes"] = topology.discover(dist.group.WORLD, nodes_of_ranks=nodes).description
-    print(json.dumps({"process": process, "rank": dist.get_rank()} | members), flush=True)
+    # Text and line end in one write: torchrun's processes are unbuffered, and another's line must not come between.
+    sys.stdout.write(json.dumps({"process": process, "rank": dist.get_rank()} | members) + "\n")
     dist.barrier()
     dist.destroy_process_group()
 
