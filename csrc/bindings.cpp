@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "arrival.h"
 #include "sdp4bit.h"
 
 namespace py = pybind11;
@@ -102,6 +103,12 @@ void adamw_provisional(Address published, Address main, Address exp_avg, Address
                                   second_moment, &execution));
 }
 
+void arrive(Address count, uint32_t value) { sdp4bit::arrive(pointer<sdp4bit::Count>(count), value); }
+
+bool await_arrival(Address count, uint32_t value, double seconds) {
+  return sdp4bit::await_arrival(pointer<sdp4bit::Count>(count), value, seconds);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(SDP4BIT_MODULE, module) {
@@ -124,6 +131,8 @@ PYBIND11_MODULE(SDP4BIT_MODULE, module) {
   module.def("dequantize_add", &dequantize_add, WithoutGil());
   module.def("dequantize_reduce", &dequantize_reduce, WithoutGil());
   module.def("dequantize_reduce_quantize", &dequantize_reduce_quantize, WithoutGil());
+  module.def("arrive", &arrive);
+  module.def("await_arrival", &await_arrival, WithoutGil());
   module.def("adamw", &adamw, WithoutGil());
   module.def("adamw_provisional", &adamw_provisional, WithoutGil());
 }

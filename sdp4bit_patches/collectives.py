@@ -30,7 +30,7 @@ from torch import Tensor
 from sdp4bit_patches import codec, wire
 from sdp4bit_patches.exact_slices import ExactSlices
 from sdp4bit_patches.gather import gather_by_node
-from sdp4bit_patches.node_memory import NodeMemory
+from sdp4bit_patches.node_memory import Arrival, NodeMemory
 from sdp4bit_patches.progress import Scratch
 from sdp4bit_patches.topology import Topology
 from sdp4bit_patches.wire import MessageFormat, StochasticRounding, Stream
@@ -109,7 +109,7 @@ class _Hop:
             send, [chunk.split(row, 1)[self.place] for chunk, row in zip(ranks, self.splits, strict=True)]
         )
 
-    def start(self, chunk: int, buffers: _HopBuffers) -> dist.Work | None:
+    def start(self, chunk: int, buffers: _HopBuffers) -> dist.Work | Arrival | None:
         """Exchange a chunk; None where it is empty on all ranks."""
         row = self.splits[chunk]
         if not any(row):
@@ -120,7 +120,7 @@ class _Hop:
         received = buffers.rows[chunk].view(-1)
         return dist.all_to_all_single(received, buffers.send[chunk], splits, list(row), group=self.group, async_op=True)
 
-    def finish(self, chunk: int, work: dist.Work | None, buffers: _HopBuffers) -> Tensor:
+    def finish(self, chunk: int, work: dist.Work | Arrival | None, buffers: _HopBuffers) -> Tensor:
         """Wait for a chunk: uint8[sources, bytes]."""
         if work is not None:
             work.wait()
@@ -246,15 +246,15 @@ class QuantizedReduceScatter:
 
     def _quantize(
         self, chunk: int, inputs: Sequence[Tensor], buffers: _HopBuffers, rounding: Rounding
-    ) -> dist.Work | None:
+    ) -> dist.Work | Arrival | None:
         hop = self._hops[0]
         for tensor, layout in zip(inputs, hop.sent[chunk], strict=True):
             codec.quantize(tensor, buffers.send[chunk], layout, rounding(layout.layout.format, 0))
         return hop.start(chunk, buffers)
 
     def _requantize(
-        self, chunk: int, work: dist.Work | None, buffers: Sequence[_HopBuffers], rounding: Rounding
-    ) -> dist.Work | None:
+        self, chunk: int, work: dist.Work | Arrival | None, buffers: Sequence[_HopBuffers], rounding: Rounding
+    ) -> dist.Work | Arrival | None:
         inside, between = self._hops
         rows = inside.finish(chunk, work, buffers[0])
         for received, sent in zip(inside.received[chunk], between.sent[chunk], strict=True):

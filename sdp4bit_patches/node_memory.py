@@ -7,6 +7,9 @@ error then and no bus error later.
 The memory has two halves, which jobs take in turn. A job writes into its half, calls `written`, waits for it, and
 reads what the others have written. When it writes into the same half again, two jobs later, every other rank has begun
 the job between them, and so has read everything.
+
+Ranks wait for each other by counters in the same memory, one a rank: the kernel wakes the waiting thread itself, where
+gloo's barrier takes three threads in turn to hear of it.
 """
 
 from __future__ import annotations
@@ -14,13 +17,19 @@ from __future__ import annotations
 import mmap
 import os
 import secrets
+import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from sdp4bit_patches.codec import NATIVE
+
 TOKEN_BYTES = 16
+COUNTER_BYTES = 64  # a cache line each
+LOOK_AFTER_S = 0.5  # how often a rank that waits looks whether the others still live
 
 
 class NodeMemoryError(RuntimeError):
@@ -36,9 +45,15 @@ class NodeMemory:
 
     def __init__(self, group: dist.ProcessGroup) -> None:
         self.group = group
-        self._half_bytes, self._turn = 0, 0
-        self._memory = _share(mmap.PAGESIZE, group)
-        self._largest = 0
+        self._half_bytes, self._turn, self._largest = 0, 0, 0
+        self._memory = torch.empty(0, dtype=torch.uint8)
+        size = group.size()
+        # The first line holds the token.
+        self._counters = _share((1 + size) * COUNTER_BYTES, group)[COUNTER_BYTES:].view(size, -1)
+        self._processes: list[int] = [0] * size
+        dist.all_gather_object(self._processes, os.getpid(), group=group)
+        self._count = 0
+        self._timeout_s = group._get_backend(torch.device("cpu")).options._timeout.total_seconds()
 
     @property
     def num_bytes(self) -> int:
@@ -67,13 +82,55 @@ class NodeMemory:
         """
         return _share(num_bytes * self.group.size(), self.group).view(self.group.size(), num_bytes)
 
-    def written(self, _num_bytes: Sequence[int]) -> dist.Work:
+    def written(self, _num_bytes: Sequence[int]) -> Arrival:
         """Tell the others that this rank's messages are there, so many bytes for each; done when all have said so."""
-        return dist.barrier(group=self.group, async_op=True)
+        return self._arrive()
 
-    def read(self) -> dist.Work:
+    def read(self) -> Arrival:
         """Tell the others that what they `allocate`d and wrote is not needed any more; done when all have said so."""
-        return dist.barrier(group=self.group, async_op=True)
+        return self._arrive()
+
+    def _arrive(self) -> Arrival:
+        self._count = (self._count + 1) % 2**32
+        NATIVE["cpu"].arrive(self._counters[self.group.rank()].data_ptr(), self._count)
+        return Arrival(self, self._count)
+
+    def await_all(self, count: int) -> None:
+        """Wait until all ranks have arrived `count` times.
+
+        Raises:
+            RuntimeError: a rank has ended without, or the time-out of the group is over.
+        """
+        deadline = time.monotonic() + self._timeout_s
+        for rank, process in enumerate(self._processes):
+            address = self._counters[rank].data_ptr()
+            while not NATIVE["cpu"].await_arrival(address, count, LOOK_AFTER_S):
+                # What has ended may have arrived just before it did.
+                who = f"process {process}, rank {rank} of this node,"
+                if _has_ended(process) and not NATIVE["cpu"].await_arrival(address, count, 0.0):
+                    raise RuntimeError(f"{who} has ended; its own output says why")
+                if time.monotonic() > deadline:
+                    raise RuntimeError(f"{who} did not come within {self._timeout_s:g} s")
+
+
+class Arrival:
+    """All ranks of a node have come to one point, once `wait` returns."""
+
+    def __init__(self, memory: NodeMemory, count: int) -> None:
+        self._memory, self._count = memory, count
+
+    def wait(self) -> None:
+        """Wait for the others; see `NodeMemory.await_all` for what it raises."""
+        self._memory.await_all(self._count)
+
+
+def _has_ended(process: int) -> bool:
+    """Whether it is gone, or waits for its parent to notice."""
+    try:
+        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return True
+    return state in "ZX"
 
 
 def _share(num_bytes: int, group: dist.ProcessGroup) -> Tensor:
@@ -107,6 +164,8 @@ def _make(num_bytes: int) -> tuple[int, int, bytes] | str:
 
 def _open(num_bytes: int, process: int, file: int, token: bytes) -> mmap.mmap | str:
     """The memory, or why it cannot be reached. The token tells it from what another machine has in its place."""
+    if NATIVE["cpu"] is None:
+        return "sdp4bit_patches._cpu, by which ranks wait for each other, was not built"
     try:
         own = os.open(f"/proc/{process}/fd/{file}", os.O_RDWR)
         try:

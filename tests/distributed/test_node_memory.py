@@ -57,7 +57,35 @@ def _open_files() -> list[str]:
 
 def test_grown_memory_replaces_what_was_there_and_none_of_it_has_a_file() -> None:
     for files in parallel_launch(2, _open_files):
-        assert len(files) == 1 and files[0].endswith("(deleted)")
+        assert len(files) == 2, "the counters, and the memory of now"
+        assert all(file.endswith("(deleted)") for file in files)
+
+
+def _wait_for_all(process_of_rank_1: str) -> str:
+    """What rank 0 hears, who waits for rank 1, while rank 1 does not come."""
+    memory = NodeMemory(dist.group.WORLD)
+    memory.written([1]).wait()
+    memory._timeout_s = 1.0
+    if dist.get_rank() == 1:
+        dist.barrier()
+        return ""
+    if process_of_rank_1 == "ended":
+        memory._processes[1] = child = os.fork()  # it stands for rank 1, which has to report
+        if not child:
+            os._exit(0)
+    with pytest.raises(RuntimeError) as error:
+        memory.written([1]).wait()
+    dist.barrier()
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("process_of_rank_1", "end"),
+    [("ended", "has ended; its own output says why"), ("still there", "did not come within 1 s")],
+)
+def test_who_waits_for_a_rank_in_vain_is_told_its_name(process_of_rank_1: str, end: str) -> None:
+    sentence, _ = parallel_launch(2, _wait_for_all, process_of_rank_1)
+    assert "rank 1 of this node, " in sentence and sentence.endswith(end)
 
 
 def _without_space(rank_that_lacks_it: int) -> tuple[bool, str]:
