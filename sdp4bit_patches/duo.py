@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -82,7 +83,7 @@ class DuoBucket:
         self.scratch_sizes = self._reduce_scatter.scratch_sizes
         # |y - x| / lr of this rank's shard after the latest slow step: what one step's compression error came to.
         self.distance = 0.0
-        # Processor time of the latest slow sync and step.
+        # Processor time of the latest slow sync and step, gloo's part of it included.
         self.busy_ms = 0.0
         self._steps: list[AdamWStep] | None = None
         self._handle: Handle | None = None
@@ -123,10 +124,10 @@ class DuoBucket:
         steps, self._steps = self._steps, None
 
         def job() -> None:
-            begun = time.thread_time()
+            begun = processor_time_beside_training()
             self._reduce(scratch, dtype)
             self._step(steps)
-            self.busy_ms = (time.thread_time() - begun) * 1e3
+            self.busy_ms = (processor_time_beside_training() - begun) * 1e3
             done(self)
 
         self._handle = progress.start(job)
@@ -162,6 +163,13 @@ class DuoBucket:
         handle, self._handle = self._handle, None
         handle.wait()
         return handle.exposed_ms
+
+
+def processor_time_beside_training() -> float:
+    """Seconds of the processor that all threads of this process but the main one, which trains, have taken: while a
+    slow sync runs, its own and those of gloo."""
+    training = time.pthread_getcpuclockid(threading.main_thread().ident)
+    return time.process_time() - time.clock_gettime(training)
 
 
 def _ranks_use_all_cores() -> bool:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+import time
+
+from sdp4bit_patches.duo import processor_time_beside_training
 from sdp4bit_patches.slow_policy import INTERVAL, LEVELS, SlowPolicy
 
 
@@ -93,3 +97,19 @@ def test_processor_time_on_shared_cores_counts_though_it_is_hidden() -> None:
     assert "exposed 0.0% of a step, its work on shared cores 7.0%" in words and policy.level == LEVELS[3]
     assert _busy_interval(policy, 7.0) is None, "every second step would be 3.5 %: it does not go up again"
     assert _busy_interval(policy, 1.0) is not None and policy.level == LEVELS[2], "there is room again"
+
+
+def _work(seconds: float) -> None:
+    end = time.thread_time() + seconds
+    while time.thread_time() < end:
+        pass
+
+
+def test_the_processor_time_of_every_thread_but_the_one_that_trains_counts() -> None:
+    begun = processor_time_beside_training()
+    _work(0.2)
+    assert processor_time_beside_training() - begun < 0.1
+    helper = threading.Thread(target=_work, args=(0.2,))
+    helper.start()
+    helper.join()
+    assert processor_time_beside_training() - begun >= 0.19
