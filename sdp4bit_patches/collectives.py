@@ -5,10 +5,10 @@ two hops where nodes pair, and runs chunk by chunk, so that one chunk crosses be
 exchanged inside them:
 
     1 quantize                     the whole bucket, in the order of the destinations
-    2 all_to_all                   inside the node: local rank l collects the shards of all ranks in place l; through
+    2 all-to-all                   inside the node: local rank l collects the shards of all ranks in place l; through
                                    memory that the node's ranks share, where they do
     3 dequantize_reduce_quantize   sum over the node, never leaving the Hadamard domain
-    4 all_to_all                   between the nodes
+    4 all-to-all                   between the nodes
     5 dequantize_reduce            sum over the nodes, inverse Hadamard
 
 Elements that travel exactly ride in the same payload as a second stream of 32-bit messages, so a hop stays one
@@ -28,6 +28,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sdp4bit_patches import codec, wire
+from sdp4bit_patches.all_to_all import AllToAll
 from sdp4bit_patches.exact_slices import ExactSlices
 from sdp4bit_patches.gather import gather_by_node
 from sdp4bit_patches.node_memory import Arrival, NodeMemory
@@ -60,7 +61,7 @@ class LinkBytes:
 class _Hop:
     """One level's all-to-alls, a chunk at a time: what this rank sends, and what it collects from each source.
 
-    memory: what the ranks of `group` share; they exchange through it, and else by torch's all-to-all.
+    memory: what the ranks of `group` share; they exchange through it, and else by messages.
     """
 
     def __init__(
@@ -94,11 +95,17 @@ class _Hop:
         return sum(row[destination] for row in self.splits)
 
     def buffers(self, scratch: Iterator[Tensor]) -> _HopBuffers:
-        """Where messages lie in this run; `scratch` has the parts of `scratch_sizes`."""
+        """Where messages lie in this run; `scratch` has the parts of `scratch_sizes`. Those of others may arrive."""
         if self._memory:
             return self._shared_buffers()
         send = [next(scratch) for _ in self.splits]
-        return _HopBuffers(send, [next(scratch).view(len(row), row[self.place]) for row in self.splits])
+        received = [next(scratch) for _ in self.splits]
+        rows = [flat.view(len(row), row[self.place]) for flat, row in zip(received, self.splits, strict=True)]
+        expected = [
+            AllToAll(flat, [row[self.place]] * len(row), self.group) if any(row) else None
+            for flat, row in zip(received, self.splits, strict=True)
+        ]
+        return _HopBuffers(send, rows, expected)
 
     def _shared_buffers(self) -> _HopBuffers:
         """Every rank writes its chunks one after the other; what is for this rank is read where it was written."""
@@ -109,18 +116,16 @@ class _Hop:
             send, [chunk.split(row, 1)[self.place] for chunk, row in zip(ranks, self.splits, strict=True)]
         )
 
-    def start(self, chunk: int, buffers: _HopBuffers) -> dist.Work | Arrival | None:
+    def start(self, chunk: int, buffers: _HopBuffers) -> AllToAll | Arrival | None:
         """Exchange a chunk; None where it is empty on all ranks."""
         row = self.splits[chunk]
         if not any(row):
             return None
         if self._memory:
             return self._memory.written(row)
-        splits = [row[self.place]] * len(row)
-        received = buffers.rows[chunk].view(-1)
-        return dist.all_to_all_single(received, buffers.send[chunk], splits, list(row), group=self.group, async_op=True)
+        return buffers.expected[chunk].send(buffers.send[chunk], row)
 
-    def finish(self, chunk: int, work: dist.Work | Arrival | None, buffers: _HopBuffers) -> Tensor:
+    def finish(self, chunk: int, work: AllToAll | Arrival | None, buffers: _HopBuffers) -> Tensor:
         """Wait for a chunk: uint8[sources, bytes]."""
         if work is not None:
             work.wait()
@@ -129,10 +134,12 @@ class _Hop:
 
 @dataclass(frozen=True)
 class _HopBuffers:
-    """By chunk, what this rank sends, uint8[bytes], and what it collects, uint8[sources, bytes]."""
+    """By chunk, what this rank sends, uint8[bytes], and what it collects, uint8[sources, bytes]; the exchanges that
+    bring it, where ranks do not share memory."""
 
     send: Sequence[Tensor]
     rows: Sequence[Tensor]
+    expected: Sequence[AllToAll | None] = ()
 
 
 class QuantizedReduceScatter:
@@ -246,15 +253,15 @@ class QuantizedReduceScatter:
 
     def _quantize(
         self, chunk: int, inputs: Sequence[Tensor], buffers: _HopBuffers, rounding: Rounding
-    ) -> dist.Work | Arrival | None:
+    ) -> AllToAll | Arrival | None:
         hop = self._hops[0]
         for tensor, layout in zip(inputs, hop.sent[chunk], strict=True):
             codec.quantize(tensor, buffers.send[chunk], layout, rounding(layout.layout.format, 0))
         return hop.start(chunk, buffers)
 
     def _requantize(
-        self, chunk: int, work: dist.Work | Arrival | None, buffers: Sequence[_HopBuffers], rounding: Rounding
-    ) -> dist.Work | Arrival | None:
+        self, chunk: int, work: AllToAll | Arrival | None, buffers: Sequence[_HopBuffers], rounding: Rounding
+    ) -> AllToAll | Arrival | None:
         inside, between = self._hops
         rows = inside.finish(chunk, work, buffers[0])
         for received, sent in zip(inside.received[chunk], between.sent[chunk], strict=True):

@@ -2,10 +2,10 @@
 
     1 keep          the bucket's gradients, one row a destination, this rank's own last; where the ranks of a node
                     share memory, in it
-    2 in the node   local rank l sums the rows of all ranks in place l, where they were kept or after an all_to_all
-    3 between       all_to_all of the node's sums, summed over the nodes
+    2 in the node   local rank l sums the rows of all ranks in place l, where they were kept or after an all-to-all
+    3 between       all-to-all of the node's sums, summed over the nodes
 
-Where nodes do not pair, one all_to_all over all ranks. Sums are in fp32 and in the same order as those of
+Where nodes do not pair, one all-to-all over all ranks. Sums are in fp32 and in the same order as those of
 `QuantizedReduceScatter` in its exact form: the same bits. What a rank keeps for itself is never rounded to bf16.
 """
 
@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sdp4bit_patches import wire
+from sdp4bit_patches.all_to_all import AllToAll
 from sdp4bit_patches.collectives import LinkBytes, exact_bytes
 from sdp4bit_patches.gradient_cache import GradientCache, host_memory
 from sdp4bit_patches.progress import Scratch
@@ -89,14 +90,19 @@ class ExactReduceScatter:
     def run(self, output: Tensor, dtype: torch.dtype, scratch: Scratch) -> None:
         """Sum what the ranks have kept, rounded to `dtype` where it is sent, into fp32 `output` [shard]."""
         self._cache.wait()
-        parts = [part.view(torch.float32) for part in scratch.parts(self.scratch_sizes)]
-        rows = self._read_in_node() if self._memory else self._exchange_kept(*parts[:2], dtype)
-        if self._across:
-            self._sum_across(rows, output, dtype, *parts[2:])
+        sent, received, totals, arrived, own = self._parts(scratch)
+        between = _Exchange(arrived, self._shard, dtype, self._across) if self._across else None
+        rows = self._read_in_node() if self._memory else self._exchange_kept(sent, received, dtype)
+        if between:
+            self._sum_across(rows, output, totals.view(dtype), between, own)
         else:
             _sum_rows(rows, output)
         if self._memory:
             self._memory.read().wait()
+
+    def _parts(self, scratch: Scratch) -> list[Tensor]:
+        """fp32, as `_scratch_bytes` names them."""
+        return [part.view(torch.float32) for part in scratch.parts(self.scratch_sizes)]
 
     def _read_in_node(self) -> list[Tensor]:
         """The rows that the ranks of this node have kept for this one."""
@@ -107,46 +113,52 @@ class ExactReduceScatter:
     def _exchange_kept(self, sent: Tensor, received: Tensor, dtype: torch.dtype) -> list[Tensor]:
         """The same by an all-to-all."""
         *_, own = kept = self._kept[self._place]
-        others = len(kept) - 1
+        exchange = _Exchange(received, own.numel(), dtype, self._group)
         if dtype == torch.float32:
             sent = kept[:-1].reshape(-1)
         else:
-            sent = sent.view(dtype)[: others * own.numel()].copy_(kept[:-1].view(-1))
-        rows = _exchange(sent, received, (others, own.numel()), dtype, self._group)
+            sent = sent.view(dtype)[: (len(kept) - 1) * own.numel()].copy_(kept[:-1].view(-1))
+        rows = exchange.run(sent)
         return [*rows[: self._place], own, *rows[self._place :]]
 
     def _sum_across(
-        self, rows: Sequence[Tensor], output: Tensor, dtype: torch.dtype, sent: Tensor, arrived: Tensor, own: Tensor
+        self, rows: Sequence[Tensor], output: Tensor, totals: Tensor, between: _Exchange, own: Tensor
     ) -> None:
         """Sum this node's rows for every node, send the sums, and sum those of all nodes into `output`."""
-        place, others = self._across.rank(), self._across.size() - 1
-        own = own[: self._shard]
-        targets = list(sent.view(dtype)[: others * self._shard].view(others, -1))
+        place, own = self._across.rank(), own[: self._shard]
+        targets = list(totals[: between.rows.numel()].view_as(between.rows))
         targets.insert(place, own)
         for node, target in enumerate(targets):
             total = target if target.dtype == torch.float32 else output
             _sum_rows([row.view(-1, self._shard)[node] for row in rows], total)
             if total is output:
                 target.copy_(output)
-        sums = _exchange(sent, arrived, (others, self._shard), dtype, self._across)
+        sums = between.run(totals[: between.rows.numel()])
         _sum_rows([*sums[:place], own, *sums[place:]], output)
+
+
+class _Exchange:
+    """A row of `num_elements` from every rank of `group` to every other one; it is made before what is sent.
+
+    rows: what the others send, ascending, once `run` returns.
+    """
+
+    def __init__(self, received: Tensor, num_elements: int, dtype: torch.dtype, group: dist.ProcessGroup) -> None:
+        self._splits = [num_elements] * group.size()
+        self._splits[group.rank()] = 0
+        flat = received.view(dtype)[: sum(self._splits)]
+        self.rows = flat.view(-1, num_elements)
+        self._all_to_all = AllToAll(flat, self._splits, group)
+
+    def run(self, sent: Tensor) -> Tensor:
+        """Send the rows of `sent`, flat, and wait for those of the others."""
+        self._all_to_all.send(sent, self._splits).wait()
+        return self.rows
 
 
 def _row_of(place: int, rank: int) -> int:
     """The row of destination `place` in what `rank` keeps, whose own row is the last."""
     return -1 if place == rank else place - (place > rank)
-
-
-def _exchange(
-    sent: Tensor, received: Tensor, shape: tuple[int, int], dtype: torch.dtype, group: dist.ProcessGroup
-) -> Tensor:
-    """`shape` (others, elements): a row of `sent` to every other rank of `group`, and theirs, ascending."""
-    others, elements = shape
-    splits = [elements] * (others + 1)
-    splits[group.rank()] = 0
-    sent, received = (flat.view(dtype)[: others * elements] for flat in (sent, received))
-    dist.all_to_all_single(received, sent, splits, splits, group=group)
-    return received.view(shape)
 
 
 def _sum_rows(rows: Sequence[Tensor], output: Tensor) -> None:

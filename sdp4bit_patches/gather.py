@@ -1,6 +1,7 @@
 """All-gather of bytes, source by source. gloo's own passes everything around a ring; a message to each other rank is
 twice as fast, and what has arrived can be used while the rest travels. Where nodes pair, a message crosses to each
-other node once, to the rank in the sender's place, who lets the others of its node have it."""
+other node once, to the rank in the sender's place, who lets the others of its node have it. Receives are posted before
+sends, for the reason in `all_to_all`."""
 
 from __future__ import annotations
 
@@ -56,12 +57,11 @@ def gather_one_by_one(
     The last one is yielded when one's own messages have left, too.
     """
     position, size = circle.index(group.rank()), len(circle)
-    sent, coming = [], []
     # Beginning with the next rank in the circle, so that not all write to the same.
-    for distance in range(1, size):
-        sent.append(dist.isend(own, group=group, group_dst=circle[(position + distance) % size]))
-        source = position - distance
-        coming.append((places[source], dist.irecv(parts[places[source]], group=group, group_src=circle[source])))
+    targets = [circle[(position + distance) % size] for distance in range(1, size)]
+    sources = [position - distance for distance in range(1, size)]
+    coming = [(places[s], dist.irecv(parts[places[s]], group=group, group_src=circle[s])) for s in sources]
+    sent = [dist.isend(own, group=group, group_dst=target) for target in targets]
     arrived = places[position]
     if parts[arrived].data_ptr() != own.data_ptr():
         parts[arrived].copy_(own)

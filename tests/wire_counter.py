@@ -7,7 +7,7 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor
 
-from sdp4bit_patches import collectives, exact_reduce_scatter, gather
+from sdp4bit_patches import all_to_all, collectives, exact_reduce_scatter, gather
 from sdp4bit_patches.node_memory import NodeMemory
 
 _written = NodeMemory.written
@@ -24,7 +24,7 @@ class WireCounter:
 
     def listen(self, patch: Any) -> None:
         """Let the collectives go through it; `patch(owner, name, value)` is setattr, or a monkeypatch's."""
-        for module in (collectives, exact_reduce_scatter, gather):
+        for module in (all_to_all, collectives, exact_reduce_scatter, gather):
             patch(module, "dist", self)
         patch(NodeMemory, "written", lambda memory, num_bytes: self.written(memory, num_bytes))
 

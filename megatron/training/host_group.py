@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 
 import torch
@@ -16,8 +16,19 @@ def initialize_host_group(timeout_minutes: float) -> None:
     _group = torch.distributed.new_group(backend="gloo", timeout=timedelta(minutes=timeout_minutes))
 
 
-def sum_over_ranks(values: Sequence[float]) -> list[float]:
-    """Element-wise sum of ``values`` over all ranks in float64, the same bits on each."""
+def start_sum_over_ranks(values: Sequence[float]) -> Callable[[], list[float]]:
+    """Begin the element-wise sum of ``values`` over all ranks in float64, the same bits on each; call what it returns
+    to wait for it. Every rank begins its sums in the same order."""
     summed = torch.tensor(values, dtype=torch.float64, device="cpu")
-    torch.distributed.all_reduce(summed, group=_group)
-    return summed.tolist()
+    work = torch.distributed.all_reduce(summed, group=_group, async_op=True)
+
+    def finish() -> list[float]:
+        work.wait()
+        return summed.tolist()
+
+    return finish
+
+
+def sum_over_ranks(values: Sequence[float]) -> list[float]:
+    """The same sum at once."""
+    return start_sum_over_ranks(values)()

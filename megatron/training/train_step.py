@@ -15,7 +15,7 @@ from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.transformer import TransformerConfig
 
-from megatron.training.host_group import sum_over_ranks
+from megatron.training.host_group import start_sum_over_ranks, sum_over_ranks
 
 DataIterators = Iterator[Any] | None | list[Iterator[Any] | None]
 
@@ -68,8 +68,10 @@ def train_step(
         chunk.zero_grad_buffer()
     optimizer.zero_grad()
     losses = _forward_backward(args, forward_step, data_iterator, model, forward_only=False)
+    # Under way during the optimizer's step: after it, a few bytes would queue behind all that a second sync sends.
+    finish_sum = start_sum_over_ranks([*_local_loss(losses), float(wants_exit())])
     succeeded, grad_norm, num_zeros = optimizer.step()
-    loss_sum, num_tokens, exits = sum_over_ranks([*_local_loss(losses), float(wants_exit())])
+    loss_sum, num_tokens, exits = finish_sum()
     norm = None if grad_norm is None else float(grad_norm)
     return StepResult(loss_sum / max(num_tokens, 1.0), norm, num_zeros, not succeeded, exits > 0)
 
