@@ -32,7 +32,6 @@ from sdp4bit_patches.slow_policy import SlowPolicy
 from sdp4bit_patches.topology import Topology
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-_PART = 2**18
 
 
 @dataclass(frozen=True)
@@ -81,7 +80,8 @@ class DuoBucket:
         self._sum = torch.empty(shard_size, device=channel)
         self._reduce_scatter = ExactReduceScatter(num_elements, topology, channel)
         self.scratch_sizes = self._reduce_scatter.scratch_sizes
-        # |y - x| / lr of this rank's shard after the latest slow step: what one step's compression error came to.
+        # |y - x| / lr of this rank's shard after a slow step that was to measure it, the latest: what one step's
+        # compression error came to.
         self.distance = 0.0
         # Processor time of the latest slow sync and step, gloo's part of it included.
         self.busy_ms = 0.0
@@ -119,14 +119,24 @@ class DuoBucket:
         """Whether a gradient waits for its slow sync."""
         return self._steps is not None
 
-    def launch(self, progress: ThreadProgress, scratch: Scratch, dtype: str, done: Callable[[DuoBucket], None]) -> None:
-        """Start the slow sync (in `dtype`) and step of the pending gradient; `done(self)` is called when it is over."""
+    def launch(
+        self,
+        progress: ThreadProgress,
+        scratch: Scratch,
+        dtype: str,
+        measures: bool,
+        done: Callable[[DuoBucket], None],
+    ) -> None:
+        """Start the slow sync (in `dtype`) and step of the pending gradient, which `measures` the distance of y from x;
+        `done(self)` is called when it is over."""
         steps, self._steps = self._steps, None
 
         def job() -> None:
             begun = processor_time_beside_training()
             self._reduce(scratch, dtype)
             self._step(steps)
+            if measures:
+                self._measure_distance(steps)
             self.busy_ms = (processor_time_beside_training() - begun) * 1e3
             done(self)
 
@@ -148,8 +158,10 @@ class DuoBucket:
     def _step(self, steps: list[AdamWStep]) -> None:
         gradient = self._sum.to(self.main.device)
         self._advance(steps, [part for span in self.spans for part in span.of(gradient)])
+
+    def _measure_distance(self, steps: list[AdamWStep]) -> None:
         lr = max((step.lr for step in steps), default=0.0)
-        self.distance = _distance(self.published, self.main) / lr if lr else 0.0
+        self.distance = torch.dist(self.published, self.main).item() / lr if lr else 0.0
 
     def _advance(self, steps: list[AdamWStep], gradients: list[Tensor]) -> None:
         """Step the state itself."""
@@ -176,12 +188,6 @@ def _ranks_use_all_cores() -> bool:
     """Whether the ranks of this host leave no core free while they compute, one for each of them to sync on."""
     ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return len(os.sched_getaffinity(0)) < ranks * (torch.get_num_threads() + 1)
-
-
-def _distance(one: Tensor, other: Tensor) -> float:
-    """The norm of their difference, which is made a part at a time: as a whole it would not fit into a cache."""
-    pairs = zip(one.split(_PART), other.split(_PART), strict=True)
-    return torch.stack([torch.dist(*pair) for pair in pairs]).norm().item()
 
 
 class StepClock:
@@ -228,8 +234,9 @@ class StepClock:
 class Duo:
     """All buckets of a rank: launched together when the provisional parameters have been gathered."""
 
-    def __init__(self, channel: torch.device, policy: SlowPolicy) -> None:
-        self.policy = policy
+    def __init__(self, channel: torch.device, policy: SlowPolicy, measures: Callable[[int], bool]) -> None:
+        """channel: where the second sync runs. measures: whether a step's errors are to be measured."""
+        self.policy, self._measures = policy, measures
         self.clock = StepClock()
         self.latest: dict[str, float] = {}
         self._step = 0
@@ -260,13 +267,14 @@ class Duo:
     def begin_step(self, number: int) -> bool:
         """An optimizer step begins; whether its gradient is synced exactly. Several optimizers may ask."""
         if number != self._step:
-            self._step = number
+            measured, self._step = self._measures(self._step), number
             times = self.clock.end_step()
             busy_ms = times.pop("busy_ms") * self._computes_on_all_cores
             if times["step_ms"]:
                 self.policy.watch.add(**times, busy_ms=busy_ms, synced=times["slow_ms"] > 0)
             self.latest = {f"duo_{name}": times[name] for name in ("exposed_ms", "slow_ms", "window_ms")}
-            self.latest["duo_distance_per_lr"] = math.hypot(*(bucket.distance for bucket in self.buckets))
+            if measured:
+                self.latest["duo_distance_per_lr"] = math.hypot(*(bucket.distance for bucket in self.buckets))
         return self.policy.syncs(number)
 
     def published(self, bucket_groups: list[Any]) -> None:
@@ -287,7 +295,8 @@ class Duo:
         if pending:
             self.clock.launched()
         for bucket in pending:
-            bucket.launch(self._progress, self._scratch, self.policy.level.dtype, self._done)
+            measures = self._measures(self._step)
+            bucket.launch(self._progress, self._scratch, self.policy.level.dtype, measures, self._done)
 
     def _done(self, bucket: DuoBucket) -> None:
         self._advance[bucket](bucket)

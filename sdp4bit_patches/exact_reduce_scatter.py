@@ -94,11 +94,17 @@ class ExactReduceScatter:
         between = _Exchange(arrived, self._shard, dtype, self._across) if self._across else None
         rows = self._read_in_node() if self._memory else self._exchange_kept(sent, received, dtype)
         if between:
-            self._sum_across(rows, output, totals.view(dtype), between, own)
+            own = own[: self._shard]
+            totals = totals.view(dtype)[: between.rows.numel()]
+            self._sum_in_node(rows, output, totals.view_as(between.rows), own)
         else:
             _sum_rows(rows, output)
-        if self._memory:
-            self._memory.read().wait()
+        read = self._memory.read() if self._memory else None
+        if between:
+            place, sums = self._across.rank(), between.run(totals)
+            _sum_rows([*sums[:place], own, *sums[place:]], output)
+        if read:
+            read.wait()
 
     def _parts(self, scratch: Scratch) -> list[Tensor]:
         """fp32, as `_scratch_bytes` names them."""
@@ -121,20 +127,15 @@ class ExactReduceScatter:
         rows = exchange.run(sent)
         return [*rows[: self._place], own, *rows[self._place :]]
 
-    def _sum_across(
-        self, rows: Sequence[Tensor], output: Tensor, totals: Tensor, between: _Exchange, own: Tensor
-    ) -> None:
-        """Sum this node's rows for every node, send the sums, and sum those of all nodes into `output`."""
-        place, own = self._across.rank(), own[: self._shard]
-        targets = list(totals[: between.rows.numel()].view_as(between.rows))
-        targets.insert(place, own)
+    def _sum_in_node(self, rows: Sequence[Tensor], spare: Tensor, totals: Tensor, own: Tensor) -> None:
+        """Sum this node's rows for every other node, into `totals`, and for this one. spare: fp32[shard]."""
+        targets = list(totals)
+        targets.insert(self._across.rank(), own)
         for node, target in enumerate(targets):
-            total = target if target.dtype == torch.float32 else output
+            total = target if target.dtype == torch.float32 else spare
             _sum_rows([row.view(-1, self._shard)[node] for row in rows], total)
-            if total is output:
-                target.copy_(output)
-        sums = between.run(totals[: between.rows.numel()])
-        _sum_rows([*sums[:place], own, *sums[place:]], output)
+            if total is spare:
+                target.copy_(spare)
 
 
 class _Exchange:

@@ -26,7 +26,7 @@ METRIC = "duo_distance_per_lr"
 
 
 def read_distances(path: Path) -> list[float]:
-    """|y - x| / lr after every step that had a slow one.
+    """|y - x| / lr after every slow step, of a run with --log-compression-interval 1.
 
     Raises:
         ValueError: the file is cut off, or not of a run with DUO.
@@ -39,7 +39,8 @@ def read_distances(path: Path) -> list[float]:
         ) from error
     distances = [record[METRIC] for record in records if METRIC in record]
     if len(distances) < 10:
-        raise ValueError(f"{path} has {METRIC} of {len(distances)} steps: give a run of 10 or more with a duo preset")
+        remedy = "give a run of 10 or more with a duo preset and --log-compression-interval 1"
+        raise ValueError(f"{path} has {METRIC} of {len(distances)} steps: {remedy}")
     return distances
 
 
