@@ -15,6 +15,7 @@ from tools.emulator.counters import HEADER_BYTES, Traffic, read_counters
 from tools.emulator.phases import MIB, PhaseCounter
 from tools.emulator.shaping import (
     MAX_BANDS,
+    burst_bytes,
     emulated_commands,
     link_classes,
     rate_change_command,
@@ -46,9 +47,17 @@ def test_destinations_of_equal_rate_and_delay_are_one_class() -> None:
     assert link_classes(uniform_scenario(1, 2, 1e9), 0) == []
 
 
+@pytest.mark.parametrize(
+    ("megabits", "expected"), [(4, 1_600), (20, 2_500), (200, 16_384), (1000, 31_250), (8000, 131_072)]
+)
+def test_what_passes_at_once_takes_a_thin_link_no_longer_than_a_packet_or_a_millisecond(megabits, expected) -> None:
+    assert burst_bytes(megabits * 1e6) == expected
+    assert expected <= max(1_600, megabits * 1e6 / 8 * 1e-3), "small messages would pass for free"
+
+
 def test_an_emulated_node_has_a_class_a_rate_and_a_filter_a_destination() -> None:
     lines = emulated_commands("eth0", link_classes(_uneven(), 0), ADDRESSES, has_netem=False)
-    assert [line for line in lines if "class add" in line][1].split("rate ")[1].startswith("100000000bit burst 16384 ")
+    assert [line for line in lines if "class add" in line][1].split("rate ")[1].startswith("100000000bit burst 12500 ")
     assert {(line.split()[-3], line.split()[-1]) for line in lines if line.startswith("filter")} == {
         ("10.0.0.2/32", "1:1"), ("10.0.0.3/32", "1:2"), ("10.0.0.4/32", "1:2"),
     }  # fmt: skip

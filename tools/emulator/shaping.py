@@ -11,8 +11,10 @@ from dataclasses import dataclass
 
 from tools.scenario_files import Scenario
 
-# A larger burst lets small messages pass for free; a smaller one costs a timer for every few packets.
+# A larger burst lets small messages pass for free; a smaller one costs a timer for every few packets. A link so thin
+# that the smaller limit would take it longer than SHORT_SECONDS has few packets: there it is that, or one of them.
 BURST_SECONDS, BURST_BYTES = 2.5e-4, (16_384, 131_072)
+SHORT_SECONDS, PACKET_BYTES = 1e-3, 1_600
 # Of the Linux qdisc `prio`: one of them is for everything that is not shaped.
 MAX_BANDS = 16
 
@@ -60,7 +62,9 @@ def _htb(bandwidth: float) -> str:
 def burst_bytes(bandwidth: float) -> int:
     """What may pass at once, at this rate."""
     low, high = BURST_BYTES
-    return int(min(max(bandwidth / 8 * BURST_SECONDS, low), high))
+    rate = bandwidth / 8
+    low = min(low, max(rate * SHORT_SECONDS, PACKET_BYTES))
+    return int(min(max(rate * BURST_SECONDS, low), high))
 
 
 def real_host_commands(device: str, classes: list[LinkClass], addresses: list[str]) -> list[str]:

@@ -19,7 +19,7 @@ def line_rate(cluster: Cluster, constants: Constants) -> float:
 
 def exchange_rate(cluster: Cluster, constants: Constants) -> float:
     """Bytes/s out of a node where every node sends to and receives from the same others at once: over gloo, what a
-    node acknowledges waits behind what it sends."""
+    node says to a sender waits behind what it sends itself."""
     return line_rate(cluster, constants) * (constants.duplex_efficiency if cluster.collectives == "gloo" else 1.0)
 
 
