@@ -273,7 +273,7 @@ class Duo:
             if times["step_ms"]:
                 self.policy.watch.add(**times, busy_ms=busy_ms, synced=times["slow_ms"] > 0)
             self.latest = {f"duo_{name}": times[name] for name in ("exposed_ms", "slow_ms", "window_ms")}
-            if measured:
+            if measured and times["slow_ms"]:
                 self.latest["duo_distance_per_lr"] = math.hypot(*(bucket.distance for bucket in self.buckets))
         return self.policy.syncs(number)
 

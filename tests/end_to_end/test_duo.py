@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from compressed_training import IDENTITY, NODES, OVERLAP, SMALL_BUCKETS, look_at_training, trained
 from test_overlap_races import SMALL, _delay_everything, _run_every_job_at_once
+from training_run import TINY, run_training
 
 SCHEDULE = "--lr-decay-style cosine --lr-warmup-iters 5 --weight-decay 0.1 --clip-grad 1.0".split()
 EXACT = [*NODES, *IDENTITY, *SCHEDULE]
@@ -82,6 +83,14 @@ def test_the_fast_step_leaves_the_state_alone_and_its_error_does_not_grow() -> N
     [distances, *_] = look_at_training(4, [*DUO4, *SCHEDULE, "--lr", "1e-3"], _distances, _watch_distances, 60)
     early, late = distances[10:25], distances[45:]
     assert 0 < max(late) < 3 * max(early)
+
+
+def test_the_distance_is_in_the_metrics_after_sampled_steps_alone(tmp_path: Path) -> None:
+    """A step's slow one runs during the next, whose line has what it came to."""
+    flags = [*TINY, *DUO4, "--train-iters", "6", "--log-compression-interval", "2"]
+    lines = run_training(4, flags, tmp_path)
+    distances = {line["iteration"]: line["duo_distance_per_lr"] for line in lines if "duo_distance_per_lr" in line}
+    assert list(distances) == [3, 5] and min(distances.values()) > 0
 
 
 def test_zero_bits_send_no_gradient_before_the_step() -> None:
