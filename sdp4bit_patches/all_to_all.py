@@ -26,27 +26,25 @@ class AllToAll:
         self._posts = dist.get_backend(group) == "gloo"
         self._works: list[dist.Work] = []
         if self._posts:
-            sources = self._others(received, self._splits)
+            sources = self._others(received.split(self._splits))
             self._works = [dist.irecv(part, group=group, group_src=rank) for rank, part in sources]
 
-    def _others(self, flat: Tensor, splits: Sequence[int]) -> list[tuple[int, Tensor]]:
-        """The other ranks, of which there is a part, with their parts: the next one first, so that not all write to
-        the same."""
-        own, parts = self._group.rank(), flat.split(list(splits))
+    def _others(self, parts: Sequence[Tensor]) -> list[tuple[int, Tensor]]:
+        """The other ranks whose part has elements, with it: the next one first, so that not all write to the same."""
+        own = self._group.rank()
         ranks = [*range(own + 1, len(parts)), *range(own)]
         return [(rank, parts[rank]) for rank in ranks if parts[rank].numel()]
 
     def send(self, sent: Tensor, splits: Sequence[int]) -> AllToAll:
         """Send `splits[i]` elements of the flat `sent` to rank i; what is for this rank itself is copied."""
-        group = self._group
+        group, splits = self._group, list(splits)
         if not self._posts:
-            splits = list(splits)
             work = dist.all_to_all_single(self._received, sent, self._splits, splits, group=group, async_op=True)
             self._works = [work]
             return self
-        self._works += [dist.isend(part, group=group, group_dst=rank) for rank, part in self._others(sent, splits)]
-        own = group.rank()
-        self._received.split(self._splits)[own].copy_(sent.split(list(splits))[own])
+        parts, own = sent.split(splits), group.rank()
+        self._works += [dist.isend(part, group=group, group_dst=rank) for rank, part in self._others(parts)]
+        self._received.split(self._splits)[own].copy_(parts[own])
         return self
 
     def wait(self) -> None:

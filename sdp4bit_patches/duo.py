@@ -294,8 +294,8 @@ class Duo:
         pending = [bucket for bucket in self.buckets if bucket.is_pending]
         if pending:
             self.clock.launched()
+        measures = self._measures(self._step)
         for bucket in pending:
-            measures = self._measures(self._step)
             bucket.launch(self._progress, self._scratch, self.policy.level.dtype, measures, self._done)
 
     def _done(self, bucket: DuoBucket) -> None:

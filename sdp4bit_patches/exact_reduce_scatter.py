@@ -90,7 +90,8 @@ class ExactReduceScatter:
     def run(self, output: Tensor, dtype: torch.dtype, scratch: Scratch) -> None:
         """Sum what the ranks have kept, rounded to `dtype` where it is sent, into fp32 `output` [shard]."""
         self._cache.wait()
-        sent, received, totals, arrived, own = self._parts(scratch)
+        parts = (part.view(torch.float32) for part in scratch.parts(self.scratch_sizes))
+        sent, received, totals, arrived, own = parts
         between = _Exchange(arrived, self._shard, dtype, self._across) if self._across else None
         rows = self._read_in_node() if self._memory else self._exchange_kept(sent, received, dtype)
         if between:
@@ -105,10 +106,6 @@ class ExactReduceScatter:
             _sum_rows([*sums[:place], own, *sums[place:]], output)
         if read:
             read.wait()
-
-    def _parts(self, scratch: Scratch) -> list[Tensor]:
-        """fp32, as `_scratch_bytes` names them."""
-        return [part.view(torch.float32) for part in scratch.parts(self.scratch_sizes)]
 
     def _read_in_node(self) -> list[Tensor]:
         """The rows that the ranks of this node have kept for this one."""

@@ -110,8 +110,9 @@ class Session:
             everybody = list(range(dist.get_world_size()))
             self._host_group = topology.own_group(everybody, dist.group.WORLD, "gloo")
         first = SLOW_DTYPES.index(self.config.duo_slow_dtype)
-        policy = SlowPolicy(self.config.duo_policy == "adaptive", first)
-        self._duo = self._duo or Duo(channel, policy, self.telemetry.measures)
+        if self._duo is None:
+            policy = SlowPolicy(self.config.duo_policy == "adaptive", first)
+            self._duo = Duo(channel, policy, self.telemetry.measures)
         return DuoBucket(bucket.grad_data.numel(), slow_topology, device, channel)
 
     def decide_slow_policy(self, step: int) -> None:

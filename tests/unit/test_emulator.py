@@ -50,9 +50,14 @@ def test_destinations_of_equal_rate_and_delay_are_one_class() -> None:
 @pytest.mark.parametrize(
     ("megabits", "expected"), [(4, 1_600), (20, 2_500), (200, 16_384), (1000, 31_250), (8000, 131_072)]
 )
-def test_what_passes_at_once_takes_a_thin_link_no_longer_than_a_packet_or_a_millisecond(megabits, expected) -> None:
+def test_what_passes_at_once_goes_by_the_rate(megabits, expected) -> None:
     assert burst_bytes(megabits * 1e6) == expected
-    assert expected <= max(1_600, megabits * 1e6 / 8 * 1e-3), "small messages would pass for free"
+
+
+def test_what_passes_at_once_takes_no_link_longer_than_a_packet_or_a_millisecond() -> None:
+    for bandwidth in np.geomspace(1e5, 2e10, 200):
+        allowed = max(1_600, bandwidth / 8 * 1e-3)
+        assert burst_bytes(bandwidth) <= allowed, f"small messages would pass for free at {bandwidth:.0f} bit/s"
 
 
 def test_an_emulated_node_has_a_class_a_rate_and_a_filter_a_destination() -> None:
