@@ -20,6 +20,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from importlib import import_module, util
 from types import ModuleType
 from typing import Any
@@ -28,6 +29,7 @@ import torch
 from torch import Tensor
 
 from sdp4bit_patches import reference
+from sdp4bit_patches.reference import Own
 from sdp4bit_patches.wire import ALIGNMENT, Layout, StochasticRounding, check_rounding
 
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -210,15 +212,17 @@ def dequantize_add(payload: Tensor, output: Tensor, layout: PreparedLayout) -> N
         layout.module.dequantize_add(*addresses, layout.native, execution(layout.device))
 
 
-def dequantize_reduce(payloads: Tensor, output: Tensor, layout: PreparedLayout) -> None:
+def dequantize_reduce(payloads: Tensor, output: Tensor, layout: PreparedLayout, own: Own | None = None) -> None:
     """Sum the R sources of `payloads`, uint8[R, bytes], into `output`, transformed back.
 
-    The sum is taken in fp32 in the order of the rows, one source after the other.
+    The sum is taken in fp32 in the order of the rows, one source after the other. `own` stands in for one of them, and
+    may be the memory of `output`, element for element.
     """
     _check_payload("payloads", payloads, layout, num_dims=2)
     _check_elements("output", output, layout, ANY_TYPE)
-    if layout.module is None:
-        return reference.dequantize_reduce(payloads, output, layout.layout)
+    _check_own("own", own, payloads, layout)
+    if layout.module is None or own is not None:
+        return reference.dequantize_reduce(payloads, output, layout.layout, _own_of_reference(own))
     sources = (payloads.data_ptr(), _row_stride(payloads), payloads.shape[0])
     with on_device(layout.device):
         target = (output.data_ptr(), TYPES[output.dtype], layout.native, execution(layout.device))
@@ -231,16 +235,20 @@ def dequantize_reduce_quantize(
     layout: PreparedLayout,
     output_layout: PreparedLayout,
     rounding: StochasticRounding | None = None,
+    own: Own | None = None,
 ) -> None:
     """Sum the R sources of `payloads`, uint8[R, bytes], and write the sum into `payload` in `output_layout`'s format.
 
-    Values stay transformed, so both formats have the same `hadamard`; both layouts list the same ranges.
+    `own` stands in for one of them. Values stay transformed, so both formats have the same `hadamard`; both layouts
+    list the same ranges.
     """
     _check_payload("payloads", payloads, layout, num_dims=2)
     _check_payload("payload", payload, output_layout)
-    _check_same_ranges(layout, output_layout)
-    if layout.module is None:
-        return reference.dequantize_reduce_quantize(payloads, payload, layout.layout, output_layout.layout, rounding)
+    _check_same_ranges("output_layout", output_layout, layout)
+    _check_own("own", own, payloads, layout)
+    if layout.module is None or own is not None:
+        layouts = (layout.layout, output_layout.layout)
+        return reference.dequantize_reduce_quantize(payloads, payload, *layouts, rounding, _own_of_reference(own))
     sources = (payloads.data_ptr(), _row_stride(payloads), payloads.shape[0], payload.data_ptr())
     names = (layout.native, output_layout.native, _rounding(output_layout, rounding), execution(layout.device))
     with on_device(layout.device):
@@ -252,10 +260,30 @@ def _row_stride(payloads: Tensor) -> int:
     return payloads.stride(0) if payloads.shape[1] else 0
 
 
-def _check_same_ranges(layout: PreparedLayout, output_layout: PreparedLayout) -> None:
-    pair = (layout.layout, output_layout.layout)
-    _require(_same_device(output_layout._table, layout), "layout and output_layout are on different devices")
-    transforms = [part.format.hadamard for part in pair]
+def _check_same_ranges(name: str, other: PreparedLayout, layout: PreparedLayout) -> None:
+    _require(_same_device(other._table, layout), f"layout and {name} are on different devices")
+    transforms = [part.layout.format.hadamard for part in (layout, other)]
     _require(transforms[0] == transforms[1], f"hadamard={transforms}: the sum stays transformed, use the same for both")
-    same = layout.sizes == output_layout.sizes
-    _require(same, "layout and output_layout list segments of different sizes: pack the same pieces")
+    same = layout.sizes == other.sizes
+    _require(same, f"layout and {name} list segments of different sizes: pack the same pieces")
+
+
+def _check_own(name: str, own: Own | None, payloads: Tensor, layout: PreparedLayout) -> None:
+    if own is None:
+        return
+    rows = payloads.shape[0]
+    _require(0 <= own.place < rows, f"{name}.place is {own.place}: use a row of the payloads, from 0 to {rows - 1}")
+    if isinstance(own.values, Tensor):
+        return _check_elements(f"{name}.values", own.values, layout, ANY_TYPE)
+    inner, node = f"{name}.values", own.values
+    _check_same_ranges(f"{inner}.layout", node.layout, layout)
+    _check_payload(f"{inner}.payloads", node.payloads, node.layout, num_dims=2)
+    _require(isinstance(node.own.values, Tensor), f"{inner}.own is a sum, too: use a tensor, sums have two levels")
+    _check_own(f"{inner}.own", node.own, node.payloads, node.layout)
+
+
+def _own_of_reference(own: Own | None) -> Own | None:
+    """The same with a `wire.Layout` in the place of a prepared one."""
+    if own is None or isinstance(own.values, Tensor):
+        return own
+    return replace(own, values=replace(own.values, layout=own.values.layout.layout))

@@ -12,6 +12,10 @@ infinity has scale NaN; the codes of both are 0. Formulas: SDP4Bit, arXiv 2410.1
 
 from __future__ import annotations
 
+import functools
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -22,6 +26,30 @@ LARGEST_BF16_BITS = 0x7F7F0000
 PHILOX_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 PHILOX_KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
 MASK32 = 0xFFFFFFFF
+
+
+@dataclass(frozen=True)
+class NodeSum:
+    """What a rank's node has summed so far: messages, uint8[R, bytes], and what the rank itself contributes to them.
+
+    `layout` is a `wire.Layout` here, a prepared one in `codec`. Next to the layout of the sum that this one is part
+    of, it has the same `hadamard` and segments of the same sizes; all else may differ. `own.values` is a tensor.
+    """
+
+    payloads: Tensor
+    layout: Any
+    own: Own
+
+
+@dataclass(frozen=True)
+class Own:
+    """What a rank itself contributes to a sum, never quantized: it stands in for row `place`, which is not read.
+
+    A tensor is 1-D, contiguous, fp32, bf16 or fp16, and addressed by the segments of the sum's layout.
+    """
+
+    place: int
+    values: Tensor | NodeSum
 
 
 def philox(counter: list[Tensor], key: tuple[int, int]) -> list[Tensor]:
@@ -178,26 +206,39 @@ def _slice(tensor: Tensor, segment: Segment) -> Tensor:
     return tensor[segment.element_offset : segment.element_offset + segment.num_elements]
 
 
+def _transform(values: Tensor, fmt: MessageFormat) -> Tensor:
+    """fp32 values as they are quantized: `_num_valid` of them, transformed where the format says so."""
+    return hadamard_transform(_pad(values, fmt.hadamard), fmt.hadamard) if fmt.hadamard else values
+
+
 def _transform_and_encode(values: Tensor, segment: Segment, payload: Tensor, fmt: MessageFormat,
                           rounding: StochasticRounding | None) -> None:  # fmt: skip
-    if fmt.hadamard:
-        values = hadamard_transform(_pad(values, fmt.hadamard), fmt.hadamard)
-    _encode(values, segment, payload, fmt, rounding, _num_valid(segment, fmt))
+    _encode(_transform(values, fmt), segment, payload, fmt, rounding, _num_valid(segment, fmt))
 
 
-def _reduce(segment: Segment, payloads: Tensor, fmt: MessageFormat) -> Tensor:
-    """Sum over the sources 0, 1, ..., R-1 in that order, in fp32."""
-    total = _decode(segment, payloads[0], fmt)
-    for payload in payloads[1:]:
-        total = total + _decode(segment, payload, fmt)
-    return total
+def _own_values(number: int, own: Own, layout: Layout) -> Tensor:
+    """Segment `number` of `own` as `_decode` would give it, had it been sent without a loss."""
+    if isinstance(own.values, NodeSum):
+        return _reduce(number, own.values.payloads, own.values.layout, own.values.own)
+    return _transform(_slice(own.values, layout.segments[number]).float(), layout.format)
 
 
-def _reduce_and_invert(segment: Segment, payloads: Tensor, fmt: MessageFormat) -> Tensor:
-    total = _reduce(segment, payloads, fmt)
-    if fmt.hadamard:
-        total = hadamard_transform(total, fmt.hadamard) * (1.0 / fmt.hadamard)
-    return total[: segment.num_elements]
+def _reduce(number: int, payloads: Tensor, layout: Layout, own: Own | None = None) -> Tensor:
+    """Sum of segment `number` over the sources 0, 1, ..., R-1 in that order, in fp32, still transformed."""
+    summands = (
+        _own_values(number, own, layout)
+        if own is not None and place == own.place
+        else _decode(layout.segments[number], payload, layout.format)
+        for place, payload in enumerate(payloads)
+    )
+    return functools.reduce(torch.add, summands)
+
+
+def _reduce_and_invert(number: int, payloads: Tensor, layout: Layout, own: Own | None = None) -> Tensor:
+    total, size = _reduce(number, payloads, layout, own), layout.format.hadamard
+    if size:
+        total = hadamard_transform(total, size) * (1.0 / size)
+    return total[: layout.segments[number].num_elements]
 
 
 def quantize(input: Tensor, payload: Tensor, layout: Layout, rounding: StochasticRounding | None = None) -> None:
@@ -218,27 +259,27 @@ def quantize_difference(main: Tensor, model: Tensor, payload: Tensor, layout: La
 
 def dequantize(payload: Tensor, output: Tensor, layout: Layout) -> None:
     """The messages of `payload` -> fp32, bf16 or fp16 `output` (transformed back)."""
-    for segment in layout.segments:
-        _slice(output, segment).copy_(_reduce_and_invert(segment, payload[None], layout.format))
+    dequantize_reduce(payload[None], output, layout)
 
 
 def dequantize_add(payload: Tensor, output: Tensor, layout: Layout) -> None:
     """output += the messages of `payload`: added in fp32, then rounded to output's dtype."""
-    for segment in layout.segments:
+    for number, segment in enumerate(layout.segments):
         target = _slice(output, segment)
-        target.copy_(target.float() + _reduce_and_invert(segment, payload[None], layout.format))
+        target.copy_(target.float() + _reduce_and_invert(number, payload[None], layout))
 
 
-def dequantize_reduce(payloads: Tensor, output: Tensor, layout: Layout) -> None:
-    """Sum of the R sources of `payloads`, uint8[R, bytes] -> `output`."""
-    for segment in layout.segments:
-        _slice(output, segment).copy_(_reduce_and_invert(segment, payloads, layout.format))
+def dequantize_reduce(payloads: Tensor, output: Tensor, layout: Layout, own: Own | None = None) -> None:
+    """Sum of the R sources of `payloads`, uint8[R, bytes], one of which `own` stands in for, -> `output`."""
+    for number, segment in enumerate(layout.segments):
+        _slice(output, segment).copy_(_reduce_and_invert(number, payloads, layout, own))
 
 
 def dequantize_reduce_quantize(payloads: Tensor, payload: Tensor, layout: Layout, output_layout: Layout,
-                               rounding: StochasticRounding | None = None) -> None:  # fmt: skip
-    """Sum of the R sources of `payloads`, uint8[R, bytes], quantized anew into `payload`, still transformed."""
+                               rounding: StochasticRounding | None = None, own: Own | None = None) -> None:  # fmt: skip
+    """Sum of the R sources of `payloads`, uint8[R, bytes], one of which `own` stands in for, quantized anew into
+    `payload`, still transformed."""
     check_rounding(output_layout.format, rounding)
-    for segment, target in zip(layout.segments, output_layout.segments, strict=True):
-        total = _reduce(segment, payloads, layout.format)
+    for number, (segment, target) in enumerate(zip(layout.segments, output_layout.segments, strict=True)):
+        total = _reduce(number, payloads, layout, own)
         _encode(total, target, payload, output_layout.format, rounding, _num_valid(segment, layout.format))
