@@ -18,7 +18,8 @@ from torch import Tensor
 class AllToAll:
     """One exchange between the ranks of `group`: made, it expects `received`; then call `send`, then `wait`.
 
-    received: flat, `splits[i]` elements from rank i. It is written to from now on.
+    received: flat, `splits[i]` elements from rank i. It is written to from now on; what stands in this rank's own place
+    means nothing.
     """
 
     def __init__(self, received: Tensor, splits: Sequence[int], group: dist.ProcessGroup) -> None:
@@ -36,15 +37,14 @@ class AllToAll:
         return [(rank, parts[rank]) for rank in ranks if parts[rank].numel()]
 
     def send(self, sent: Tensor, splits: Sequence[int]) -> AllToAll:
-        """Send `splits[i]` elements of the flat `sent` to rank i; what is for this rank itself is copied."""
+        """Send `splits[i]` elements of the flat `sent` to rank i; those in this rank's own place stay there."""
         group, splits = self._group, list(splits)
         if not self._posts:
             work = dist.all_to_all_single(self._received, sent, self._splits, splits, group=group, async_op=True)
             self._works = [work]
             return self
-        parts, own = sent.split(splits), group.rank()
-        self._works += [dist.isend(part, group=group, group_dst=rank) for rank, part in self._others(parts)]
-        self._received.split(self._splits)[own].copy_(parts[own])
+        targets = self._others(sent.split(splits))
+        self._works += [dist.isend(part, group=group, group_dst=rank) for rank, part in targets]
         return self
 
     def wait(self) -> None:

@@ -4,12 +4,15 @@ A bucket's collective is planned once (layouts, groups, scratch sizes) and start
 two hops where nodes pair, and runs chunk by chunk, so that one chunk crosses between the nodes while the next is
 exchanged inside them:
 
-    1 quantize                     the whole bucket, in the order of the destinations
+    1 quantize                     what is for other ranks of the node, in the order of the destinations
     2 all-to-all                   inside the node: local rank l collects the shards of all ranks in place l; through
                                    memory that the node's ranks share, where they do
-    3 dequantize_reduce_quantize   sum over the node, never leaving the Hadamard domain
+    3 dequantize_reduce_quantize   for the other nodes: sum over the node, never leaving the Hadamard domain
     4 all-to-all                   between the nodes
     5 dequantize_reduce            sum over the nodes, inverse Hadamard
+
+What a rank contributes to its own sums, and a node to its own, does not travel and is not quantized: it is added as it
+is, in its place among the others.
 
 Elements that travel exactly ride in the same payload as a second stream of 32-bit messages, so a hop stays one
 collective. Sums run over the ranks of a node, then over the ranks in one place on every node, both in ascending
@@ -33,6 +36,7 @@ from sdp4bit_patches.exact_slices import ExactSlices
 from sdp4bit_patches.gather import gather_by_node
 from sdp4bit_patches.node_memory import Arrival, NodeMemory
 from sdp4bit_patches.progress import Scratch
+from sdp4bit_patches.reference import NodeSum, Own
 from sdp4bit_patches.topology import Topology
 from sdp4bit_patches.wire import MessageFormat, StochasticRounding, Stream
 
@@ -61,6 +65,7 @@ class LinkBytes:
 class _Hop:
     """One level's all-to-alls, a chunk at a time: what this rank sends, and what it collects from each source.
 
+    place: this rank's among destinations and sources; there it writes and collects nothing.
     memory: what the ranks of `group` share; they exchange through it, and else by messages.
     """
 
@@ -77,11 +82,10 @@ class _Hop:
         self.sent, self.received, self.splits = [], [], []
         for chunk in range(len(streams[0].pieces)):
             alone = [Stream(stream.format, [stream.pieces[chunk]]) for stream in streams]
-            exchange = wire.plan_exchange(alone, destinations)
-            collected = wire.plan_exchange(alone, [destinations[place]])
+            exchange = wire.plan_exchange(alone, destinations, sender=place)
             self.splits.append(exchange.splits[0])
             self.sent.append([codec.prepare(layout, device) for layout in exchange.layouts])
-            self.received.append([codec.prepare(layout, device) for layout in collected.layouts])
+            self.received.append(wire.plan_exchange(alone, [destinations[place]]).layouts)
         self._sent_bytes = [sum(row) for row in self.splits]
         self._memory = memory if any(self._sent_bytes) else None
         self.scratch_sizes = []
@@ -172,13 +176,20 @@ class QuantizedReduceScatter:
         )
         self._pieces = self._split(num_chunks if two_level else 1)
         self._hops = self._plan_two_hops(device) if two_level else [self._plan_one_hop(device)]
-        self._outputs = [
-            [self._of_own_shard(*pair, device) for pair in enumerate(row)] for row in self._hops[-1].received
-        ]
+        last = self._hops[-1]
+        self._outputs = [self._of_own_shard(row, device) for row in last.received]
+        if two_level:
+            # What a node's ranks have for this one: for other nodes, and for its own shard.
+            collected = self._hops[0].received
+            self._forwarded = [
+                [codec.prepare(layout.without(last.place), device) for layout in row] for row in collected
+            ]
+            self._kept = [self._of_own_shard([layout.only(last.place) for layout in row], device) for row in collected]
         self.scratch_sizes = [size for hop in self._hops for size in hop.scratch_sizes]
         if self.exact:
             self._compact = torch.empty(self.exact.num_elements, dtype=torch.float32, device=device)
             self._own_exact = self.exact.within_shard(topology.rank)
+            self._exact_sum = torch.empty(len(self._own_exact), dtype=torch.float32, device=device)
 
     def _split(self, num_chunks: int) -> list[list[list[wire.Piece]]]:
         """Pieces as [stream][chunk][shard]; exact elements are in the first chunk."""
@@ -210,9 +221,12 @@ class QuantizedReduceScatter:
         first = _Hop(self._streams(0), inside, topology.local_rank, topology.intra_group, device, memory)
         return [first, _Hop(self._streams(1), between, place, topology.inter_group, device)]
 
-    def _of_own_shard(self, stream: int, received: codec.PreparedLayout, device: torch.device) -> codec.PreparedLayout:
-        begin = self.exact.offsets[self.topology.rank] if stream else self.topology.rank * self.shard_size
-        return codec.prepare(received.layout.shifted(begin), device)
+    def _of_own_shard(self, layouts: Sequence[wire.Layout], device: torch.device) -> list[codec.PreparedLayout]:
+        """Layouts of each stream, for tensors that are this rank's shard alone."""
+        begins = [self.topology.rank * self.shard_size]
+        if self.exact:
+            begins.append(self.exact.offsets[self.topology.rank])
+        return [codec.prepare(layout.shifted(begin), device) for layout, begin in zip(layouts, begins, strict=True)]
 
     @cached_property
     def link_bytes(self) -> LinkBytes:
@@ -228,24 +242,36 @@ class QuantizedReduceScatter:
     def run(self, output: Tensor, input: Tensor, scratch: Scratch, rounding: Rounding = round_to_nearest) -> None:
         """Sum `input` [num_elements] (fp32 or bf16) over the ranks; `output` [shard] may be its part of `input`.
 
-        The exact elements of `input` are zeroed on the way. Call it within a job of `progress`.
+        `input` is otherwise what it was when this returns. Call it within a job of `progress`.
         """
-        inputs = [input]
+        inputs, own, targets = [input], [self._own_part(input)], [output]
         if self.exact:
             self._compact.copy_(input.index_select(0, self.exact.index))
             input.index_fill_(0, self.exact.index, 0.0)
             inputs.append(self._compact)
+            own.append(self._compact[self.exact.offsets[self.topology.rank] :][: len(self._own_exact)])
+            targets.append(self._exact_sum)
         buffers = self._buffers(scratch)
         works = [self._quantize(chunk, inputs, buffers[0], rounding) for chunk in range(len(self._outputs))]
         if len(self._hops) == 2:
-            works = [self._requantize(chunk, work, buffers, rounding) for chunk, work in enumerate(works)]
-        own_exact = self._compact[: len(self._own_exact)] if self.exact else None
+            works = [self._requantize(chunk, work, inputs, buffers, rounding) for chunk, work in enumerate(works)]
         for chunk, work in enumerate(works):
             rows = self._hops[-1].finish(chunk, work, buffers[-1])
-            for target, layout in zip([output, own_exact], self._outputs[chunk], strict=False):
-                codec.dequantize_reduce(rows, target, layout)
+            for stream, (target, layout) in enumerate(zip(targets, self._outputs[chunk], strict=True)):
+                codec.dequantize_reduce(rows, target, layout, self._own_source(chunk, stream, own[stream], buffers[0]))
         if self.exact:
-            output.index_copy_(0, self._own_exact, own_exact.to(output.dtype))
+            input.index_copy_(0, self.exact.index, self._compact.to(input.dtype))
+            output.index_copy_(0, self._own_exact, self._exact_sum.to(output.dtype))
+
+    def _own_part(self, bucket: Tensor) -> Tensor:
+        return bucket[self.topology.rank * self.shard_size :][: self.shard_size]
+
+    def _own_source(self, chunk: int, stream: int, values: Tensor, first: _HopBuffers) -> Own:
+        """What the last sum has in this rank's place: `values` of its shard, or its node's sum of them."""
+        own = Own(self._hops[0].place, values)
+        if len(self._hops) == 1:
+            return own
+        return Own(self._hops[1].place, NodeSum(first.rows[chunk], self._kept[chunk][stream], own))
 
     def _buffers(self, scratch: Scratch) -> list[_HopBuffers]:
         parts = iter(scratch.parts(self.scratch_sizes))
@@ -260,13 +286,18 @@ class QuantizedReduceScatter:
         return hop.start(chunk, buffers)
 
     def _requantize(
-        self, chunk: int, work: AllToAll | Arrival | None, buffers: Sequence[_HopBuffers], rounding: Rounding
+        self,
+        chunk: int,
+        work: AllToAll | Arrival | None,
+        inputs: Sequence[Tensor],
+        buffers: Sequence[_HopBuffers],
+        rounding: Rounding,
     ) -> AllToAll | Arrival | None:
         inside, between = self._hops
         rows = inside.finish(chunk, work, buffers[0])
-        for received, sent in zip(inside.received[chunk], between.sent[chunk], strict=True):
-            names = rounding(sent.layout.format, 1)
-            codec.dequantize_reduce_quantize(rows, buffers[1].send[chunk], received, sent, names)
+        for tensor, received, sent in zip(inputs, self._forwarded[chunk], between.sent[chunk], strict=True):
+            names, own = rounding(sent.layout.format, 1), Own(inside.place, tensor)
+            codec.dequantize_reduce_quantize(rows, buffers[1].send[chunk], received, sent, names, own)
         return between.start(chunk, buffers[1])
 
 
@@ -322,6 +353,7 @@ class QuantizedAllGather:
             self.scratch_sizes = []
         if self.exact:
             self._own_exact = self.exact.within_shard(topology.rank)
+            self._exact_sum = torch.empty(len(self._own_exact), dtype=torch.float32, device=device)
             self._received_exact = self._places_of_exact(device)
 
     def _places_of_exact(self, device: torch.device) -> Tensor:

@@ -133,6 +133,14 @@ class Layout:
         moved = (s._replace(element_offset=s.element_offset - num_elements) for s in self.segments)
         return Layout(self.format, tuple(moved), self.num_bytes)
 
+    def only(self, index: int) -> Layout:
+        """The same bytes, of which one segment's are looked at."""
+        return Layout(self.format, self.segments[index : index + 1], self.num_bytes)
+
+    def without(self, index: int) -> Layout:
+        """The same bytes, of which all but one segment's are looked at."""
+        return Layout(self.format, self.segments[:index] + self.segments[index + 1 :], self.num_bytes)
+
 
 def pack(message_format: MessageFormat, pieces: Iterable[Piece], message_stride: int | None = None) -> Layout:
     """One message a piece, one after the other; with `message_stride`, one every so many bytes (an all-gather)."""
@@ -188,13 +196,16 @@ class Exchange:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of the whole payload, one's own part included."""
+        """Bytes of the whole payload, the sender's own place included."""
         return sum(map(sum, self.splits))
 
 
-def plan_exchange(streams: Sequence[Stream], destinations: Sequence[Sequence[int]]) -> Exchange:
+def plan_exchange(
+    streams: Sequence[Stream], destinations: Sequence[Sequence[int]], sender: int | None = None
+) -> Exchange:
     """Lay the streams' pieces out by chunk, destination, stream, then shard; destinations[d] lists d's shards.
 
+    sender: the destination that is the sender itself: it has its place, but no messages are made for it.
     What destination d receives from each source in chunk c is planned the same way: with chunk c's pieces and d alone.
     """
     segments: list[list[Segment]] = [[] for _ in streams]
@@ -202,15 +213,16 @@ def plan_exchange(streams: Sequence[Stream], destinations: Sequence[Sequence[int
     offset = 0
     for chunk in range(len(streams[0].pieces)):
         row = []
-        for shards in destinations:
+        for destination, shards in enumerate(destinations):
             begin = offset
-            for stream, own in zip(streams, segments, strict=True):
+            for stream, listed in zip(streams, segments, strict=True):
                 for piece in (stream.pieces[chunk][shard] for shard in shards):
-                    own.append(Segment(*piece, offset))
+                    if destination != sender:
+                        listed.append(Segment(*piece, offset))
                     offset += stream.format.num_bytes(piece.num_elements)
             row.append(offset - begin)
         splits.append(tuple(row))
-    layouts = tuple(Layout(s.format, tuple(own), offset) for s, own in zip(streams, segments, strict=True))
+    layouts = tuple(Layout(s.format, tuple(listed), offset) for s, listed in zip(streams, segments, strict=True))
     return Exchange(layouts, tuple(sum(map(sum, splits[:chunk])) for chunk in range(len(splits))), tuple(splits))
 
 

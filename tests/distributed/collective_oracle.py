@@ -1,7 +1,8 @@
 """What the two collectives have to give, in plain torch on one process: no layouts, chunks or payloads.
 
 Only the arithmetic of one quantization group is the package's own (`reference`, which has tests of its own). Sums run
-over the ranks of a node, then over the ranks in the owner's place on every node, both in ascending order.
+over the ranks of a node, then over the ranks in the owner's place on every node, both in ascending order. What a rank
+adds up itself of its own, and the owner of its own node, is not quantized.
 """
 
 from __future__ import annotations
@@ -138,15 +139,20 @@ def _reduced_shard(case: Case, gradients: Tensor, nodes: tuple, owner: int) -> T
     place = _place(nodes, owner)
     own = slice(owner * case.shard_size, (owner + 1) * case.shard_size)
 
-    def sent(rank: int) -> Tensor:
+    def sent(rank: int, collector: int) -> Tensor:
         values = transformed(gradients[rank, own], first.hadamard)
+        if rank == collector:
+            return values
         return received(values, first, case.rounding_name(first, 0, rank), offset)
 
-    sums = [_summed([sent(rank) for rank in ranks]) for ranks in _levels(nodes, place)]
-    if two_level:
-        names = [case.rounding_name(case.inter, 1, ranks[place]) for ranks in _levels(nodes, place)]
-        sums = [received(total, case.inter, name, offset) for total, name in zip(sums, names, strict=True)]
-    total = _summed(sums)
+    def collected(ranks: tuple[int, ...]) -> Tensor:
+        collector = ranks[place] if two_level else owner
+        total = _summed([sent(rank, collector) for rank in ranks])
+        if collector == owner:
+            return total
+        return received(total, case.inter, case.rounding_name(case.inter, 1, collector), offset)
+
+    total = _summed([collected(ranks) for ranks in _levels(nodes, place)])
     if first.hadamard:
         total = reference.hadamard_transform(total, first.hadamard) * (1.0 / first.hadamard)
     return total[: case.shard_size]

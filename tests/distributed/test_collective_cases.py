@@ -49,15 +49,25 @@ def _with_broken(value: str, place: int) -> Tensor:
 
 
 def _representable() -> Tensor:
-    """Integers in -7..7 with a 7 in every group, summing over any ranks to what 8 and 4 bits hold without an error.
+    """-m, 0 and m with another m in every group, which 8 and 4 bits hold without an error.
 
-    Rank 0 has the numbers, the others zeros: so both hops' codes are the numbers themselves, each in its own place.
+    Rank 0 has the numbers, the others zeros: so the sums that the second hop sends are the numbers as well.
     """
     generator = torch.Generator().manual_seed(5)
-    gradients = torch.zeros(4, CASES["exact codes"].num_elements)
-    gradients[0] = torch.randint(-7, 8, (gradients.shape[1],), generator=generator).float()
-    gradients[0, ::128] = 7
-    return gradients
+    groups = torch.zeros(4, CASES["exact codes"].num_elements // 128, 128)
+    groups[0] = (
+        torch.randint(-1, 2, groups[0].shape, generator=generator) * torch.arange(1, 1 + len(groups[0]))[:, None]
+    )
+    return groups.view(4, -1)
+
+
+def _of_one_rank(distance: int) -> Tensor:
+    """Every shard's numbers lie on one rank, so many ranks behind its owner; the others have zeros."""
+    case = CASES["exact codes"]
+    numbers, gradients = case.gradients()[0].view(4, -1), torch.zeros(4, 4, case.shard_size)
+    for owner in range(4):
+        gradients[(owner + distance) % 4, owner] = numbers[owner]
+    return gradients.view(4, -1)
 
 
 def all_cases() -> dict[object, Tensor]:
@@ -67,6 +77,9 @@ def all_cases() -> dict[object, Tensor]:
     for name, case in CASES.items():
         values = _representable() if name == "exact codes" else None
         outputs[name] = reduce_scatter(case, ranks[case.hosts], values).output
+    for hosts, distance in product(("aabb", "aaaa"), (0, 1)):
+        case = replace(CASES["exact codes"], hosts=hosts)
+        outputs[hosts, distance] = reduce_scatter(case, ranks[hosts], _of_one_rank(distance)).output
     for value in ("nan", "inf"):
         for name, place in BROKEN.items():
             outputs[name, value] = reduce_scatter(BASE, ranks["aabb"], _with_broken(value, place)).output
@@ -95,6 +108,13 @@ def test_what_the_codes_hold_exactly_arrives_exactly_each_element_in_its_place()
     assert torch.allclose(_bucket("exact codes"), gradients[0], rtol=1e-6, atol=0)
     swapped = gradients[0].view(-1, 128).flip(0).reshape(-1)
     assert not torch.allclose(_bucket("exact codes"), swapped, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("hosts", ["aabb", "aaaa"])
+def test_what_a_rank_has_of_its_own_shard_is_not_quantized(hosts: str) -> None:
+    numbers = CASES["exact codes"].gradients()[0]
+    assert same_bits(_bucket((hosts, 0)), numbers)
+    assert not torch.allclose(_bucket((hosts, 1)), numbers, rtol=1e-3), "what others have of it is"
 
 
 @pytest.mark.parametrize("name", ["one node, Hadamard, group 512", "one node, Hadamard, group 2048"])

@@ -94,6 +94,22 @@ def test_a_destination_finds_its_payload_where_the_sender_put_it() -> None:
     assert start == exchange.num_bytes
 
 
+def test_a_sender_leaves_its_own_place_empty_and_the_others_where_they_were() -> None:
+    streams = [wire.Stream(MessageFormat(8, 64), wire.split_shards((130, 70, 257, 64), 2, 64))]
+    destinations = [[0, 2], [1, 3]]
+    whole, others = (wire.plan_exchange(streams, destinations, sender) for sender in (None, 1))
+    assert others.splits == whole.splits and others.num_bytes == whole.num_bytes
+    kept = [s for s in whole.layouts[0].segments if s.element_offset < 130 or 200 <= s.element_offset < 457]
+    assert list(others.layouts[0].segments) == kept and len(kept) == 4
+
+
+def test_one_segment_of_a_layout_and_the_others_are_where_they_were() -> None:
+    layout = wire.pack(MessageFormat(4, 32), [Piece(0, 40, 0), Piece(40, 10, 64), Piece(50, 3, 96)])
+    assert layout.only(1).segments == layout.segments[1:2]
+    assert layout.without(1).segments == (layout.segments[0], layout.segments[2])
+    assert layout.only(1).num_bytes == layout.without(1).num_bytes == layout.num_bytes
+
+
 def test_two_level_destinations_follow_the_nodes_whatever_the_order_of_ranks() -> None:
     assert wire.two_level_destinations([[0, 2], [1, 3]]) == [[0, 1], [2, 3]]
 
