@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from megatron.core import parallel_state
 from megatron.core.distributed.param_and_grad_buffer import _ParamAndGradBucketGroup
 
 from sdp4bit_patches import refusals
 from sdp4bit_patches.bucket_messages import BucketMessages
-from sdp4bit_patches.exact_slices import travels_exactly
+from sdp4bit_patches.exact_slices import offset_in, travels_exactly
 from sdp4bit_patches.progress import Handle
 from sdp4bit_patches.session import Session
 from sdp4bit_patches.training_step import current_step
@@ -71,10 +70,11 @@ class QuantizedBucketGroup(_ParamAndGradBucketGroup):
                 self.session.duo.make_room(bucket.duo)
         average = self.ddp_config.average_in_collective
         scale = 1.0 / self.intra_distributed_optimizer_instance_size if average else 1.0
+        gradients = [messages.take_gradients(step) for messages in self.messages]
 
         def job() -> None:
-            for messages in self.messages:
-                messages.reduce_gradients(step, scale)
+            for messages, taken in zip(self.messages, gradients, strict=True):
+                messages.reduce_gradients(taken, step, scale)
 
         handle = self._start(step, "gradients", job)
         if self.ddp_config.overlap_grad_reduce:
@@ -151,10 +151,5 @@ def _exact_ranges(session: Session, bucket: Any) -> list[tuple[int, int]]:
     tensor_parallel_size = parallel_state.get_tensor_model_parallel_world_size()
     everything = session.config.quantize_all_parameters
     chosen = [p for p in bucket.params_list if travels_exactly(p, tensor_parallel_size, everything)]
-    begins = [_offset(p.main_grad, bucket.grad_data) for p in chosen]
+    begins = [offset_in(bucket.grad_data, p.main_grad) for p in chosen]
     return [(begin, begin + p.numel()) for begin, p in zip(begins, chosen, strict=True)]
-
-
-def _offset(view: torch.Tensor, bucket: torch.Tensor) -> int:
-    """Elements between a bucket's beginning and a view into it; `param_to_index` leaves out the gaps between."""
-    return (view.data_ptr() - bucket.data_ptr()) // bucket.element_size()

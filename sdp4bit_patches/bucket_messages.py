@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sdp4bit_patches.collectives import EXACT_FORMAT, LinkBytes, QuantizedAllGather, QuantizedReduceScatter, exact_bytes
 from sdp4bit_patches.config import rounding_of
+from sdp4bit_patches.duo import DuoBucket
 from sdp4bit_patches.exact_slices import ExactSlices
 from sdp4bit_patches.gather import all_gather
 from sdp4bit_patches.session import Session
@@ -107,20 +108,31 @@ class BucketMessages:
 
         return name
 
-    @torch.no_grad()
-    def reduce_gradients(self, step: int, scale: float) -> None:
-        """Scale the bucket's gradients as megatron-core says, times `scale`, and sum them over the ranks.
+    def take_gradients(self, step: int) -> Tensor:
+        """The bucket's gradients of this step. Where they stay there for the second sync, the bucket goes elsewhere."""
+        turns = self._duo.turns if self._syncs_again(step) else None
+        return turns.turn() if turns else self._bucket.grad_data
 
-        This rank's shard of `grad_data` then has the sum; the rest of it is used up.
+    @property
+    def _duo(self) -> DuoBucket | None:
+        return getattr(self._bucket, "duo", None)
+
+    def _syncs_again(self, step: int) -> bool:
+        return self._duo is not None and self._session.duo.policy.syncs(step)
+
+    @torch.no_grad()
+    def reduce_gradients(self, gradients: Tensor, step: int, scale: float) -> None:
+        """Scale what `take_gradients` gave as megatron-core says, times `scale`, and sum it over the ranks.
+
+        This rank's shard of the bucket's `grad_data` then has the sum; the rest of that means nothing.
         """
-        gradients = self._bucket.grad_data
         factor = self._bucket.gradient_scaling_factor * scale
         if factor != 1.0:
             gradients *= factor
-        if hasattr(self._bucket, "duo") and self._session.duo.policy.syncs(step):
-            self._bucket.duo.keep(gradients)
+        if self._syncs_again(step):
+            self._duo.keep(gradients)
         scratch = self._session.scratch(self.device)
-        telemetry, shard = self._session.telemetry, self._own_shard(gradients)
+        telemetry, shard = self._session.telemetry, self._own_shard(self._bucket.grad_data)
         exact = torch.empty_like(shard) if telemetry.measures(step) else None
         if exact is not None:
             self._exact_reduce_scatter.run(exact, gradients, scratch)
@@ -131,7 +143,8 @@ class BucketMessages:
 
     def _reduce(self, shard: Tensor, gradients: Tensor, step: int) -> None:
         if self.reduce_scatter is None:
-            _estimate_alone(shard, gradients, self.topology.size, self._session.config.duo_zero_bit)
+            own = self._own_shard(gradients)
+            _estimate_alone(shard, own, gradients, self.topology.size, self._session.config.duo_zero_bit)
             return
         self.reduce_scatter.run(shard, gradients, self._session.scratch(self.device), self._rounding(step))
 
@@ -163,14 +176,14 @@ class BucketMessages:
         self._session.telemetry.record(step, name, *pair, group=self.topology.flat_group)
 
 
-def _estimate_alone(shard: Tensor, gradients: Tensor, group_size: int, zero_bit: str) -> None:
-    """At 0 bits: make of this rank's own part what the sum over the ranks would be, or zero (`skip`).
+def _estimate_alone(shard: Tensor, own: Tensor, gradients: Tensor, group_size: int, zero_bit: str) -> None:
+    """At 0 bits: make of this rank's `own` part what the sum over the ranks would be, or zero (`skip`).
 
     A NaN or Inf anywhere in this rank's gradients makes its shard NaN: nobody else would get to see it.
     """
     low, high = gradients.aminmax()
     if zero_bit == "local":
-        shard.mul_(group_size)
+        torch.mul(own, group_size, out=shard)
     else:
         shard.zero_()
     shard.add_((high - low) * 0)

@@ -27,6 +27,7 @@ from torch import Tensor
 from sdp4bit_patches.adamw import AdamWStep, adamw, adamw_provisional
 from sdp4bit_patches.collectives import LinkBytes
 from sdp4bit_patches.exact_reduce_scatter import ExactReduceScatter
+from sdp4bit_patches.gradient_turns import BucketTurns
 from sdp4bit_patches.progress import Handle, Scratch, ThreadProgress
 from sdp4bit_patches.slow_policy import SlowPolicy
 from sdp4bit_patches.topology import Topology
@@ -69,16 +70,18 @@ class DuoBucket:
         topology: Topology,
         device: torch.device,
         channel: torch.device,
+        turns: BucketTurns | None = None,
     ) -> None:
-        """device: of the gradients. channel: where the second sync runs, the CPU or the same device."""
-        self.topology = topology
+        """device: of the gradients. channel: where the second sync runs, the CPU or the same device. turns: of the
+        bucket, where the second sync reads gradients in their place."""
+        self.topology, self.turns = topology, turns
         self.spans: list[Span] = []
         self.sums: list[ModelParallelSum] = []
         shard_size = num_elements // topology.size
         self.published, self.main, self.exp_avg, self.exp_avg_sq = torch.zeros(4, shard_size, device=device)
         self.channel = channel
         self._sum = torch.empty(shard_size, device=channel)
-        self._reduce_scatter = ExactReduceScatter(num_elements, topology, channel)
+        self._reduce_scatter = ExactReduceScatter(num_elements, topology, channel, turns)
         self.scratch_sizes = self._reduce_scatter.scratch_sizes
         # |y - x| / lr of this rank's shard after a slow step that was to measure it, the latest: what one step's
         # compression error came to.
@@ -95,7 +98,7 @@ class DuoBucket:
 
     @property
     def num_bytes(self) -> int:
-        """Memory beside megatron-core's: the cached gradient, its exact sum, and the published shard."""
+        """Memory beside megatron-core's: one more gradient of the bucket, its exact sum, and the published shard."""
         return 4 * (self._reduce_scatter.num_elements + self._sum.numel() + self.published.numel())
 
     def keep(self, gradients: Tensor) -> None:

@@ -1,7 +1,7 @@
 """DUO's second sync of a bucket: a reduce-scatter in fp32, or bf16 on the way, of gradients that were kept aside.
 
-    1 keep          the bucket's gradients, one row a destination, this rank's own last; where the ranks of a node
-                    share memory, in it
+    1 keep          the bucket's gradients: where the ranks of a node share memory, in it; where they need not be
+                    copied, as they are (`gradient_turns`)
     2 in the node   local rank l sums the rows of all ranks in place l, where they were kept or after an all-to-all
     3 between       all-to-all of the node's sums, summed over the nodes
 
@@ -22,8 +22,15 @@ from sdp4bit_patches import wire
 from sdp4bit_patches.all_to_all import AllToAll
 from sdp4bit_patches.collectives import LinkBytes, exact_bytes
 from sdp4bit_patches.gradient_cache import GradientCache, host_memory
+from sdp4bit_patches.gradient_turns import BucketTurns
 from sdp4bit_patches.progress import Scratch
 from sdp4bit_patches.topology import Topology
+
+
+def keeps_shards_in_order(topology: Topology) -> bool:
+    """Whether gradients are kept as they lie in the bucket. Where they are not, what one rank of the node gets of them
+    would not lie together."""
+    return topology.node_memory is not None or topology.shape != "two-level"
 
 
 class ExactReduceScatter:
@@ -31,13 +38,16 @@ class ExactReduceScatter:
 
     channel: where it runs and keeps them, the CPU or the gradients' own device. All ranks of a node make theirs in the
     same order.
+    turns: of a bucket whose gradients need not be copied.
 
     Raises:
         ValueError: `num_elements` does not split into equal shards.
     """
 
-    def __init__(self, num_elements: int, topology: Topology, channel: torch.device) -> None:
-        self._topology, self.num_elements = topology, num_elements
+    def __init__(
+        self, num_elements: int, topology: Topology, channel: torch.device, turns: BucketTurns | None = None
+    ) -> None:
+        self._topology, self.num_elements, self._turns = topology, num_elements, turns
         self._shard = topology.shard_size(num_elements)
         self._memory = topology.node_memory
         two_level = topology.shape == "two-level"
@@ -46,32 +56,31 @@ class ExactReduceScatter:
         everybody = [[shard] for shard in range(topology.size)]
         self._destinations = wire.two_level_destinations(topology.nodes) if two_level else everybody
         self._across = topology.inter_group if two_level else None
-        self._cache = GradientCache(self._kept_memory(channel), self._order())
+        in_order = keeps_shards_in_order(topology)
+        self._order = list(range(topology.size)) if in_order else [*chain(*self._destinations)]
+        # [ranks, elements]: of every rank of the node where they share memory, else this one's alone.
+        self._kept = turns.left() if turns else self._allocate(channel)
+        self._cache = None if turns else self._make_cache(channel)
         self.scratch_sizes = [wire.align(self._shard * num_bytes) for num_bytes in self._scratch_bytes()]
 
-    def _kept_memory(self, channel: torch.device) -> Tensor:
-        """fp32[destinations, elements for one], this rank's; `_kept` is that of all ranks that it can read."""
-        shape = len(self._destinations), -1
+    def _allocate(self, channel: torch.device) -> Tensor:
         if self._memory:
-            shared = self._memory.allocate(4 * self.num_elements).view(torch.float32)
-            self._kept = [own.view(shape) for own in shared]
-            return host_memory(self._kept[self._place])
-        values = torch.empty(self.num_elements, device=channel)
-        own = host_memory(values).view(shape) if channel.type == "cpu" else values.view(shape)
-        self._kept = {self._place: own}
-        return own
+            return self._memory.allocate(4 * self.num_elements).view(torch.float32)
+        return torch.empty(1, self.num_elements, device=channel)
 
-    def _order(self) -> list[int]:
-        """The shards as they are kept."""
-        others = [shards for place, shards in enumerate(self._destinations) if place != self._place]
-        return [*chain(*others), *self._destinations[self._place]]
+    def _make_cache(self, channel: torch.device) -> GradientCache:
+        memory = host_memory(self._own_kept) if channel.type == "cpu" else self._own_kept
+        return GradientCache(memory, self._order)
+
+    @property
+    def _own_kept(self) -> Tensor:
+        return self._kept[self._place if self._memory else 0]
 
     def _scratch_bytes(self) -> list[int]:
         """Bytes an element of the shard in each part of the scratch: sent and received of each hop, and the node's own
         sum. In fp32, the first hop sends what is kept as it is; its part is for bf16."""
-        per_row = len(self._destinations[0])
-        first = 0 if self._memory else (len(self._destinations) - 1) * per_row
-        second = per_row - 1 if self._across else 0
+        first = 0 if self._memory else self._topology.size
+        second = len(self._destinations[0]) if self._across else 0
         return [2 * first, 4 * first, 4 * second, 4 * second, 4 if self._across else 0]
 
     @property
@@ -84,53 +93,63 @@ class ExactReduceScatter:
         return LinkBytes((len(self._destinations) - 1) * nodes * row, (nodes - 1) * row)
 
     def keep(self, gradients: Tensor) -> None:
-        """Put `gradients` [num_elements] aside; the run before has to be over."""
-        self._cache.keep(gradients)
+        """Put `gradients` [num_elements] aside, or leave them where they are; the run before has to be over."""
+        if self._turns:
+            self._kept = self._turns.left()
+        else:
+            self._cache.keep(gradients)
 
     def run(self, output: Tensor, dtype: torch.dtype, scratch: Scratch) -> None:
         """Sum what the ranks have kept, rounded to `dtype` where it is sent, into fp32 `output` [shard]."""
-        self._cache.wait()
+        if self._cache:
+            self._cache.wait()
         parts = (part.view(torch.float32) for part in scratch.parts(self.scratch_sizes))
         sent, received, totals, arrived, own = parts
         between = _Exchange(arrived, self._shard, dtype, self._across) if self._across else None
         rows = self._read_in_node() if self._memory else self._exchange_kept(sent, received, dtype)
         if between:
             own = own[: self._shard]
-            totals = totals.view(dtype)[: between.rows.numel()]
-            self._sum_in_node(rows, output, totals.view_as(between.rows), own)
+            totals = totals.view(dtype)[: between.rows.numel()].view_as(between.rows)
+            self._sum_in_node(rows, output, totals, own)
         else:
-            _sum_rows(rows, output)
+            _sum_rows([row for [row] in rows], output)
         read = self._memory.read() if self._memory else None
         if between:
-            place, sums = self._across.rank(), between.run(totals)
-            _sum_rows([*sums[:place], own, *sums[place:]], output)
+            sums = list(between.run(totals.view(-1)))
+            sums[self._across.rank()] = own
+            _sum_rows(sums, output)
         if read:
             read.wait()
 
-    def _read_in_node(self) -> list[Tensor]:
-        """The rows that the ranks of this node have kept for this one."""
+    def _read_in_node(self) -> list[list[Tensor]]:
+        """By rank of the node, the shards that it has kept for this one."""
         row_bytes = 4 * self._shard * len(self._destinations[0])
         self._memory.written([row_bytes] * len(self._destinations)).wait()
-        return [kept[_row_of(self._place, rank)] for rank, kept in enumerate(self._kept)]
+        shards = self._destinations[self._place]
+        return [[kept.view(-1, self._shard)[shard] for shard in shards] for kept in self._kept]
 
-    def _exchange_kept(self, sent: Tensor, received: Tensor, dtype: torch.dtype) -> list[Tensor]:
-        """The same by an all-to-all."""
-        *_, own = kept = self._kept[self._place]
-        exchange = _Exchange(received, own.numel(), dtype, self._group)
+    def _exchange_kept(self, sent: Tensor, received: Tensor, dtype: torch.dtype) -> list[list[Tensor]]:
+        """The same by an all-to-all. What this rank keeps for itself is not rounded."""
+        kept = self._own_kept.view(len(self._destinations), -1)
+        exchange = _Exchange(received, kept.shape[1], dtype, self._group)
         if dtype == torch.float32:
-            sent = kept[:-1].reshape(-1)
+            sent = kept
         else:
-            sent = sent.view(dtype)[: (len(kept) - 1) * own.numel()].copy_(kept[:-1].view(-1))
-        rows = exchange.run(sent)
-        return [*rows[: self._place], own, *rows[self._place :]]
+            sent = sent.view(dtype)[: kept.numel()].view_as(kept)
+            for place, row in enumerate(kept):
+                if place != self._place:
+                    sent[place].copy_(row)
+        rows = list(exchange.run(sent.view(-1)))
+        rows[self._place] = kept[self._place]
+        return [list(row.view(-1, self._shard)) for row in rows]
 
-    def _sum_in_node(self, rows: Sequence[Tensor], spare: Tensor, totals: Tensor, own: Tensor) -> None:
+    def _sum_in_node(self, rows: Sequence[Sequence[Tensor]], spare: Tensor, totals: Tensor, own: Tensor) -> None:
         """Sum this node's rows for every other node, into `totals`, and for this one. spare: fp32[shard]."""
         targets = list(totals)
-        targets.insert(self._across.rank(), own)
+        targets[self._across.rank()] = own
         for node, target in enumerate(targets):
             total = target if target.dtype == torch.float32 else spare
-            _sum_rows([row.view(-1, self._shard)[node] for row in rows], total)
+            _sum_rows([row[node] for row in rows], total)
             if total is spare:
                 target.copy_(spare)
 
@@ -138,12 +157,11 @@ class ExactReduceScatter:
 class _Exchange:
     """A row of `num_elements` from every rank of `group` to every other one; it is made before what is sent.
 
-    rows: what the others send, ascending, once `run` returns.
+    rows: [ranks, num_elements], what the others send, once `run` returns. This rank's own row means nothing.
     """
 
     def __init__(self, received: Tensor, num_elements: int, dtype: torch.dtype, group: dist.ProcessGroup) -> None:
         self._splits = [num_elements] * group.size()
-        self._splits[group.rank()] = 0
         flat = received.view(dtype)[: sum(self._splits)]
         self.rows = flat.view(-1, num_elements)
         self._all_to_all = AllToAll(flat, self._splits, group)
@@ -152,11 +170,6 @@ class _Exchange:
         """Send the rows of `sent`, flat, and wait for those of the others."""
         self._all_to_all.send(sent, self._splits).wait()
         return self.rows
-
-
-def _row_of(place: int, rank: int) -> int:
-    """The row of destination `place` in what `rank` keeps, whose own row is the last."""
-    return -1 if place == rank else place - (place > rank)
 
 
 def _sum_rows(rows: Sequence[Tensor], output: Tensor) -> None:

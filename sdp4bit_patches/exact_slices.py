@@ -45,3 +45,8 @@ class ExactSlices:
         """Places of the shard's exact elements, from the shard's own beginning."""
         begin = self.offsets[shard]
         return self.index[begin : begin + self.counts[shard]] - shard * self._shard_size
+
+
+def offset_in(bucket: Tensor, view: Tensor) -> int:
+    """Elements between a bucket's beginning and a view into it; `param_to_index` of megatron-core leaves out gaps."""
+    return (view.data_ptr() - bucket.data_ptr()) // bucket.element_size()

@@ -9,6 +9,7 @@ from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from torch import Tensor
 
 from sdp4bit_patches import refusals
+from sdp4bit_patches.gradient_turns import BucketTurns
 from sdp4bit_patches.provisional_step import ProvisionalStep
 from sdp4bit_patches.session import Session
 from sdp4bit_patches.training_step import current_step
@@ -38,8 +39,11 @@ class QuantizedDistributedOptimizer(DistributedOptimizer):
         self._provisional = self._make_provisional_step(config)
         owned = self._owned_by_bucket()
         for buffer_index, buffer in enumerate(self.buffers):
+            turns = self.session.make_turns(buffer) if self._provisional else None
             for bucket in buffer.buckets:
-                self._take_over(bucket, buffer.data_parallel_group, owned.get((buffer_index, bucket.bucket_id), []))
+                own = owned.get((buffer_index, bucket.bucket_id), [])
+                of_bucket = turns.buckets[bucket.bucket_id] if turns else None
+                self._take_over(bucket, buffer.data_parallel_group, own, of_bucket)
         for chunk in self.model_chunks:
             for bucket_group in _bucket_groups(chunk):
                 bucket_group.prepare()
@@ -64,11 +68,13 @@ class QuantizedDistributedOptimizer(DistributedOptimizer):
                 owned.setdefault((buffer_index, bucket_id), []).append((main, place, model))
         return owned
 
-    def _take_over(self, bucket: Any, group: Any, owned: list[tuple[Tensor, Any, Tensor]]) -> None:
+    def _take_over(
+        self, bucket: Any, group: Any, owned: list[tuple[Tensor, Any, Tensor]], turns: BucketTurns | None
+    ) -> None:
         """Lay out what the bucket publishes: flat where it is compressed, as megatron-core has it elsewhere."""
         duo = self._provisional is not None and self.session.uses_duo(bucket, group.size())
         if duo:
-            bucket.duo = self._provisional.take_over(bucket, group, owned)
+            bucket.duo = self._provisional.take_over(bucket, group, owned, turns)
         published = bucket.duo.published if duo else None
         if self.session.quantizes_weights(bucket, group.size()):
             bucket.weight_difference = WeightDifference(published if duo else _flatten(bucket, group, owned))

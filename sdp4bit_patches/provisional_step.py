@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sdp4bit_patches.adamw import AdamWStep, second_moment_rule
 from sdp4bit_patches.duo import DuoBucket, ModelParallelSum, Span
+from sdp4bit_patches.gradient_turns import BucketTurns
 from sdp4bit_patches.session import Session, is_shared_embedding
 
 
@@ -26,9 +27,11 @@ class ProvisionalStep:
         self._unscale: tuple[float, ...] = ()
         self._summed, self._averaged = _summed_over_tensor_parallel_ranks(optimizer.model_chunks)
 
-    def take_over(self, bucket: Any, group: Any, owned: list[tuple[Tensor, Any, Tensor]]) -> DuoBucket:
+    def take_over(
+        self, bucket: Any, group: Any, owned: list[tuple[Tensor, Any, Tensor]], turns: BucketTurns | None
+    ) -> DuoBucket:
         """Move a bucket's main parameters and Adam's moments into flat tensors. owned: (main, range, model)."""
-        duo = self._session.make_duo_bucket(bucket, group)
+        duo = self._session.make_duo_bucket(bucket, group, turns)
         first = group.rank() * duo.main.numel()
         for main, place, model in owned:
             group_index, _ = self._optimizer.model_param_group_index_map[model]

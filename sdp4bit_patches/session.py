@@ -11,6 +11,8 @@ import torch.distributed as dist
 from sdp4bit_patches import topology
 from sdp4bit_patches.config import SLOW_DTYPES, CommConfig
 from sdp4bit_patches.duo import Duo, DuoBucket
+from sdp4bit_patches.exact_reduce_scatter import keeps_shards_in_order
+from sdp4bit_patches.gradient_turns import BucketTurns, GradientTurns
 from sdp4bit_patches.progress import Scratch, StreamProgress, ThreadProgress, make_progress
 from sdp4bit_patches.slow_policy import SlowPolicy
 from sdp4bit_patches.telemetry import Telemetry
@@ -101,7 +103,16 @@ class Session:
         """The second gradient sync; None before the first bucket of it."""
         return self._duo
 
-    def make_duo_bucket(self, bucket: Any, group: dist.ProcessGroup) -> DuoBucket:
+    def make_turns(self, buffer: Any) -> GradientTurns | None:
+        """Two sides for a grad buffer, where the second sync can read all of its gradients in their place."""
+        gradients, group = buffer.grad_data, buffer.data_parallel_group
+        reads = gradients.device.type == "cpu" and gradients.dtype == torch.float32
+        if not reads or not all(self.uses_duo(bucket, group.size()) for bucket in buffer.buckets):
+            return None
+        slow_topology = self.topology(group, is_slow=True)
+        return GradientTurns(buffer, slow_topology.node_memory) if keeps_shards_in_order(slow_topology) else None
+
+    def make_duo_bucket(self, bucket: Any, group: dist.ProcessGroup, turns: BucketTurns | None) -> DuoBucket:
         """The second sync of a bucket over `group`, on the configured channel."""
         device = bucket.grad_data.device
         channel = torch.device("cpu") if self.config.duo_slow_channel == "host" else device
@@ -113,7 +124,7 @@ class Session:
         if self._duo is None:
             policy = SlowPolicy(self.config.duo_policy == "adaptive", first)
             self._duo = Duo(channel, policy, self.telemetry.measures)
-        return DuoBucket(bucket.grad_data.numel(), slow_topology, device, channel)
+        return DuoBucket(bucket.grad_data.numel(), slow_topology, device, channel, turns)
 
     def decide_slow_policy(self, step: int) -> None:
         """Let all ranks of the job look at whether the slow sync pays; every rank asks in every step."""

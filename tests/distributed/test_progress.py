@@ -38,7 +38,8 @@ def train_without_a_model(num_steps: int) -> tuple[list[int], list[int]]:
     progress, process = session.progress(torch.device("cpu")), psutil.Process()
     scratch, resident = [], []
     for step in range(num_steps):
-        progress.start(lambda step=step: messages.reduce_gradients(step, 1.0)).wait()
+        gradients = messages.take_gradients(step)
+        progress.start(lambda own=gradients, step=step: messages.reduce_gradients(own, step, 1.0)).wait()
         bucket.weight_difference.publish(step)
         taken = messages.take_published()
         assert taken == step and messages.take_published() is None

@@ -29,10 +29,10 @@ def _break_a_gradient(value: float) -> None:
 
     reduce_gradients = bucket_messages.BucketMessages.reduce_gradients
 
-    def broken(self: Any, step: int, scale: float) -> None:
+    def broken(self: Any, gradients: Any, step: int, scale: float) -> None:
         if step == BROKEN_STEP and dist.get_rank() == 1:
-            self._bucket.grad_data[-2000] = value
-        reduce_gradients(self, step, scale)
+            gradients[-2000] = value
+        reduce_gradients(self, gradients, step, scale)
 
     bucket_messages.BucketMessages.reduce_gradients = broken
 
