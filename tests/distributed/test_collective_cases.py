@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import cache
 from itertools import product
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,7 +22,8 @@ from sdp4bit_patches.collectives import (
     QuantizedReduceScatter,
 )
 from sdp4bit_patches.duo import DTYPES
-from sdp4bit_patches.exact_reduce_scatter import ExactReduceScatter
+from sdp4bit_patches.exact_reduce_scatter import ExactReduceScatter, keeps_shards_in_order
+from sdp4bit_patches.gradient_turns import GradientTurns
 from sdp4bit_patches.progress import Scratch
 from sdp4bit_patches.topology import Topology, group_by_node
 from sdp4bit_patches.wire import MessageFormat
@@ -108,6 +110,23 @@ def test_what_the_codes_hold_exactly_arrives_exactly_each_element_in_its_place()
     assert torch.allclose(_bucket("exact codes"), gradients[0], rtol=1e-6, atol=0)
     swapped = gradients[0].view(-1, 128).flip(0).reshape(-1)
     assert not torch.allclose(_bucket("exact codes"), swapped, rtol=1e-6, atol=0)
+
+
+def _with_output_elsewhere() -> tuple[Tensor, bool]:
+    """A rank's sum, and whether its gradients are what they were."""
+    ranks, device = discover(BASE.hosts), torch.device("cpu")
+    plan = QuantizedReduceScatter(BASE.num_elements, ranks, INTRA, INTER, device, BASE.slices(), BASE.num_chunks)
+    scratch, output = Scratch(device), torch.empty(BASE.shard_size)
+    scratch.reserve(plan.scratch_sizes)
+    gradients = BASE.gradients()[ranks.rank]
+    plan.run(output, gradients, scratch, lambda form, hop: BASE.rounding_name(form, hop, ranks.rank))
+    return output, same_bits(gradients, BASE.gradients()[ranks.rank])
+
+
+def test_an_output_elsewhere_has_the_same_bits_and_leaves_the_gradients_as_they_were() -> None:
+    outputs, unchanged = zip(*parallel_launch(4, _with_output_elsewhere), strict=True)
+    assert same_bits(torch.cat(outputs), _bucket("sdp4bit"))
+    assert all(unchanged)
 
 
 @pytest.mark.parametrize("hosts", ["aabb", "aaaa"])
@@ -217,11 +236,15 @@ EXACT_CASES = [(*case, shared) for case in product(EXACT_HOSTS, ("fp32", "bf16")
 
 
 def _exact_sums() -> dict[tuple[str, str, bool], tuple[Tensor, LinkBytes]]:
-    """What a rank has of the sum in each dtype, through shared memory and without, and the bytes it sent for it."""
+    """What a rank has of the sum in each dtype, through shared memory and without, and the bytes it sent for it.
+
+    Gradients that can be read where they lie are, and have to give the same sum as copies of them.
+    """
     gradients = BASE.gradients()[torch.distributed.get_rank()]
     results = {}
     for hosts, dtype, shared in EXACT_CASES:
-        plan = ExactReduceScatter(gradients.numel(), discover(hosts, shared), torch.device("cpu"))
+        ranks = discover(hosts, shared)
+        plan = ExactReduceScatter(gradients.numel(), ranks, torch.device("cpu"))
         scratch = Scratch(torch.device("cpu"))
         scratch.reserve(plan.scratch_sizes)
         counter, output = WireCounter(hosts), torch.empty(gradients.numel() // 4)
@@ -233,7 +256,23 @@ def _exact_sums() -> dict[tuple[str, str, bool], tuple[Tensor, LinkBytes]]:
         counted = LinkBytes(counter.intra // 2, counter.inter // 2)
         assert dtype == "bf16" or counted == plan.link_bytes
         results[hosts, dtype, shared] = output, counted
+        if keeps_shards_in_order(ranks):
+            assert same_bits(_sum_in_place(gradients, ranks, dtype), output)
     return results
+
+
+def _sum_in_place(gradients: Tensor, ranks: Topology, dtype: str) -> Tensor:
+    """The sum of gradients that change sides; twice, so that both sides are read."""
+    bucket = SimpleNamespace(bucket_id=0, offset=0, grad_data=torch.zeros_like(gradients), params_list=[])
+    turns = GradientTurns(SimpleNamespace(grad_data=bucket.grad_data, buckets=[bucket]), ranks.node_memory).buckets[0]
+    plan = ExactReduceScatter(gradients.numel(), ranks, torch.device("cpu"), turns)
+    scratch, output = Scratch(torch.device("cpu")), torch.empty(gradients.numel() // 4)
+    scratch.reserve(plan.scratch_sizes)
+    for factor in (3, 1):
+        bucket.grad_data.copy_(factor * gradients)
+        plan.keep(turns.turn())
+        plan.run(output, DTYPES[dtype], scratch)
+    return output
 
 
 def test_an_exact_sum_is_taken_by_node_and_crosses_between_nodes_once() -> None:

@@ -148,6 +148,18 @@ def _watch_distances() -> None:
     duo.DuoBucket._step, duo.DuoBucket.step_provisionally = measured, checked
 
 
+def test_gradients_that_are_read_in_their_place_and_copies_of_them_give_the_same_bits() -> None:
+    """Through the network, what one rank of the node gets does not lie together: there they are copied."""
+    in_place, copied = ([*DUO4, *SMALL_BUCKETS, "--node-channel", channel] for channel in ("memory", "network"))
+    assert look_at_training(4, in_place, _turns) == [{True}] * 4
+    assert look_at_training(4, copied, _turns) == [{False}] * 4
+    assert look_at_training(4, in_place, _weights) == look_at_training(4, copied, _weights)
+
+
+def _turns(run: Any) -> set[bool]:
+    return {bucket.duo.turns is not None for group in run.model[0].bucket_groups for bucket in group.buckets}
+
+
 @pytest.mark.parametrize("layout", ["no overlap", "experts"])
 def test_random_delays_change_no_bit(layout: str) -> None:
     flags = [*DUO4, *SMALL, *LAYOUTS[layout], "--no-check-for-nan-in-loss-and-grad"]
