@@ -24,6 +24,8 @@ from typing import Any
 import torch
 from torch.utils import _device
 
+from sdp4bit_patches import cpu_matmul
+
 CPU = torch.device("cpu")
 
 # Factory functions that megatron-core calls with device='cuda' or device=torch.cuda.current_device().
@@ -267,6 +269,15 @@ def _keep_freed_memory() -> None:
         mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
+def notes() -> list[str]:
+    """What is computed here in another way than torch would; for start-up reports."""
+    if _installed and cpu_matmul.is_needed():
+        return [
+            "bf16 and fp16 matrices are multiplied in fp32 and rounded once: torch is slow at them on this processor"
+        ]
+    return []
+
+
 def is_installed() -> bool:
     """Whether :func:`install` has turned this process's ``torch.cuda`` into answers for the CPU."""
     return _installed
@@ -292,5 +303,7 @@ def install() -> bool:
     _replace_split_sizes()
     _drop_rng_fork_warning()
     _keep_freed_memory()
+    if cpu_matmul.is_needed():
+        cpu_matmul.install()
     _installed = True
     return True

@@ -43,6 +43,8 @@ def print_start_report(args: argparse.Namespace) -> None:
     print_rank_0(f" {args.world_size} ranks: {layout}; {batch}")
     if cpu_device.is_installed() and args.params_dtype == "bfloat16":
         print_rank_0(f" attention up to {cpu_attention.LONGEST} keys: bf16 scores, as in megatron-core's local spec")
+    for note in cpu_device.notes():
+        print_rank_0(f" {note}")
     for package, instead in _OPTIONAL.items():
         if importlib.util.find_spec(package) is None:
             print_rank_0(f" {package} is not installed: {instead}")
