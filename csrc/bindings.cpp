@@ -34,6 +34,12 @@ sdp4bit_layout make_layout(int32_t bits, int32_t group_size, int32_t hadamard, i
           max_elements};
 }
 
+sdp4bit_sources make_sources(Address payloads, int64_t stride, int32_t num_sources, const sdp4bit_layout& layout,
+                             int32_t own_place, Address own, int32_t own_type, const sdp4bit_sources* own_sources) {
+  return {pointer<const uint8_t>(payloads), stride,   num_sources, &layout, own_place,
+          pointer<const void>(own),         own_type, own_sources};
+}
+
 sdp4bit_rounding make_rounding(uint64_t seed, uint32_t step, uint32_t bucket, uint32_t hop, uint32_t source) {
   return {1, step, seed, bucket, source, hop};
 }
@@ -74,18 +80,15 @@ void dequantize_add(Address payload, Address output, int32_t type, const sdp4bit
         sdp4bit_dequantize_add(pointer<const uint8_t>(payload), pointer<void>(output), type, &layout, &execution));
 }
 
-void dequantize_reduce(Address payloads, int64_t stride, int32_t num_sources, Address output, int32_t type,
-                       const sdp4bit_layout& layout, const sdp4bit_execution& execution) {
-  check("dequantize_reduce", sdp4bit_dequantize_reduce(pointer<const uint8_t>(payloads), stride, num_sources,
-                                                       pointer<void>(output), type, &layout, &execution));
+void dequantize_reduce(const sdp4bit_sources& sources, Address output, int32_t type,
+                       const sdp4bit_execution& execution) {
+  check("dequantize_reduce", sdp4bit_dequantize_reduce(&sources, pointer<void>(output), type, &execution));
 }
 
-void dequantize_reduce_quantize(Address payloads, int64_t stride, int32_t num_sources, Address payload,
-                                const sdp4bit_layout& layout, const sdp4bit_layout& output_layout,
+void dequantize_reduce_quantize(const sdp4bit_sources& sources, Address payload, const sdp4bit_layout& output_layout,
                                 const sdp4bit_rounding& rounding, const sdp4bit_execution& execution) {
   check("dequantize_reduce_quantize",
-        sdp4bit_dequantize_reduce_quantize(pointer<const uint8_t>(payloads), stride, num_sources,
-                                           pointer<uint8_t>(payload), &layout, &output_layout, &rounding, &execution));
+        sdp4bit_dequantize_reduce_quantize(&sources, pointer<uint8_t>(payload), &output_layout, &rounding, &execution));
 }
 
 void adamw(Address main, Address exp_avg, Address exp_avg_sq, Address gradient, int64_t num_elements,
@@ -118,6 +121,11 @@ PYBIND11_MODULE(SDP4BIT_MODULE, module) {
       .def("message_bytes", [](const sdp4bit_layout& layout, int64_t num_elements) {
         return sdp4bit_message_bytes(&layout.format, num_elements);
       });
+  // Sources point to a layout and to further sources: those live as long.
+  py::class_<sdp4bit_sources>(module, "Sources", py::module_local())
+      .def(py::init(&make_sources), py::keep_alive<1, 5>(), py::keep_alive<1, 9>(), py::arg("payloads"),
+           py::arg("stride"), py::arg("num_sources"), py::arg("layout"), py::arg("own_place") = -1, py::arg("own") = 0,
+           py::arg("own_type") = 0, py::arg("own_sources") = nullptr);
   py::class_<sdp4bit_rounding>(module, "Rounding", py::module_local())
       .def(py::init([] { return sdp4bit_rounding{}; }))
       .def(py::init(&make_rounding));

@@ -221,12 +221,11 @@ def dequantize_reduce(payloads: Tensor, output: Tensor, layout: PreparedLayout, 
     _check_payload("payloads", payloads, layout, num_dims=2)
     _check_elements("output", output, layout, ANY_TYPE)
     _check_own("own", own, payloads, layout)
-    if layout.module is None or own is not None:
+    if layout.module is None:
         return reference.dequantize_reduce(payloads, output, layout.layout, _own_of_reference(own))
-    sources = (payloads.data_ptr(), _row_stride(payloads), payloads.shape[0])
+    target = (output.data_ptr(), TYPES[output.dtype])
     with on_device(layout.device):
-        target = (output.data_ptr(), TYPES[output.dtype], layout.native, execution(layout.device))
-        layout.module.dequantize_reduce(*sources, *target)
+        layout.module.dequantize_reduce(_sources(payloads, layout, own), *target, execution(layout.device))
 
 
 def dequantize_reduce_quantize(
@@ -246,13 +245,24 @@ def dequantize_reduce_quantize(
     _check_payload("payload", payload, output_layout)
     _check_same_ranges("output_layout", output_layout, layout)
     _check_own("own", own, payloads, layout)
-    if layout.module is None or own is not None:
+    if layout.module is None:
         layouts = (layout.layout, output_layout.layout)
         return reference.dequantize_reduce_quantize(payloads, payload, *layouts, rounding, _own_of_reference(own))
-    sources = (payloads.data_ptr(), _row_stride(payloads), payloads.shape[0], payload.data_ptr())
-    names = (layout.native, output_layout.native, _rounding(output_layout, rounding), execution(layout.device))
+    names = (output_layout.native, _rounding(output_layout, rounding), execution(layout.device))
     with on_device(layout.device):
-        layout.module.dequantize_reduce_quantize(*sources, *names)
+        sources = _sources(payloads, layout, own)
+        layout.module.dequantize_reduce_quantize(sources, payload.data_ptr(), *names)
+
+
+def _sources(payloads: Tensor, layout: PreparedLayout, own: Own | None) -> Any:
+    """What the native verbs sum."""
+    messages = (payloads.data_ptr(), _row_stride(payloads), payloads.shape[0], layout.native)
+    if own is None:
+        return layout.module.Sources(*messages)
+    if isinstance(own.values, Tensor):
+        return layout.module.Sources(*messages, own.place, own.values.data_ptr(), TYPES[own.values.dtype])
+    node = own.values
+    return layout.module.Sources(*messages, own.place, own_sources=_sources(node.payloads, node.layout, node.own))
 
 
 def _row_stride(payloads: Tensor) -> int:
@@ -276,9 +286,9 @@ def _check_own(name: str, own: Own | None, payloads: Tensor, layout: PreparedLay
     if isinstance(own.values, Tensor):
         return _check_elements(f"{name}.values", own.values, layout, ANY_TYPE)
     inner, node = f"{name}.values", own.values
+    _require(isinstance(node.own.values, Tensor), f"{inner}.own is a sum, too: use a tensor, sums have two levels")
     _check_same_ranges(f"{inner}.layout", node.layout, layout)
     _check_payload(f"{inner}.payloads", node.payloads, node.layout, num_dims=2)
-    _require(isinstance(node.own.values, Tensor), f"{inner}.own is a sum, too: use a tensor, sums have two levels")
     _check_own(f"{inner}.own", node.own, node.payloads, node.layout)
 
 

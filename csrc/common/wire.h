@@ -41,6 +41,10 @@ SDP4BIT_HOST_DEVICE constexpr int64_t num_valid(const sdp4bit_format& format, in
   return format.hadamard ? divide_up(num_elements, format.hadamard) * format.hadamard : num_elements;
 }
 
+SDP4BIT_HOST_DEVICE bool is_aligned(const void* address) {
+  return reinterpret_cast<uintptr_t>(address) % kAlignment == 0;
+}
+
 constexpr bool is_valid(const sdp4bit_format& format) {
   const bool bits = format.bits == 1 || format.bits == 2 || format.bits == 4 || format.bits == 8 || format.bits == 32;
   const bool group =

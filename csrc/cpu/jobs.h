@@ -4,6 +4,7 @@
 #include "adamw.h"
 #include "arithmetic.h"
 #include "philox.h"
+#include "sources.h"
 #include "wire.h"
 
 namespace sdp4bit {
@@ -11,27 +12,20 @@ namespace sdp4bit {
 // Where a quantizer's values come from.
 enum class Source { kTensor, kDifference, kReduction };
 
-struct Reduction {
-  const uint8_t* payloads;
-  int64_t source_stride;
-  int32_t num_sources;
-  const sdp4bit_layout* layout;
-};
-
 struct QuantizeJob {
   Source source;
   const void* input;  // kTensor: of input_type; kDifference: fp32 main
   int32_t input_type;
   const void* model;  // kDifference: of model_type
   int32_t model_type;
-  Reduction reduction;  // kReduction
+  sdp4bit_sources sources;  // kReduction
   uint8_t* payload;
   const sdp4bit_layout* layout;
   const sdp4bit_rounding* rounding;
 };
 
 struct DequantizeJob {
-  Reduction reduction;
+  sdp4bit_sources sources;
   void* output;
   int32_t output_type;
   bool add;  // to what output holds

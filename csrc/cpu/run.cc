@@ -7,30 +7,19 @@
 namespace sdp4bit {
 namespace {
 
-bool is_type(int32_t type) { return type >= SDP4BIT_FP32 && type <= SDP4BIT_FP16; }
-
-bool is_aligned(const void* address) { return reinterpret_cast<uintptr_t>(address) % kAlignment == 0; }
-
-bool has_sources(const Reduction& reduction) {
-  const bool strides = reduction.source_stride % kAlignment == 0 && reduction.num_sources >= 1;
-  return strides && is_aligned(reduction.payloads);
-}
-
 int check(const QuantizeJob& job) {
   const bool reduces = job.source == Source::kReduction;
-  if (!is_valid(job.layout->format) || (reduces && !is_valid(job.reduction.layout->format))) {
-    return SDP4BIT_INVALID_FORMAT;
-  }
+  if (!is_valid(job.layout->format)) return SDP4BIT_INVALID_FORMAT;
+  if (const int error = reduces ? check_sources(job.sources) : SDP4BIT_OK) return error;
   const bool types = is_type(job.input_type) && is_type(job.model_type);
-  const bool sources =
-      !reduces || (has_sources(job.reduction) && job.reduction.layout->num_segments == job.layout->num_segments);
+  const bool same_ranges = !reduces || job.sources.layout->num_segments == job.layout->num_segments;
   const bool unbiased = !job.rounding->stochastic || !uses_mean(job.layout->format);
-  return types && sources && unbiased && is_aligned(job.payload) ? SDP4BIT_OK : SDP4BIT_INVALID_ARGUMENT;
+  return types && same_ranges && unbiased && is_aligned(job.payload) ? SDP4BIT_OK : SDP4BIT_INVALID_ARGUMENT;
 }
 
 int check(const DequantizeJob& job) {
-  if (!is_valid(job.reduction.layout->format)) return SDP4BIT_INVALID_FORMAT;
-  return is_type(job.output_type) && has_sources(job.reduction) ? SDP4BIT_OK : SDP4BIT_INVALID_ARGUMENT;
+  const int error = check_sources(job.sources);
+  return error || is_type(job.output_type) ? error : SDP4BIT_INVALID_ARGUMENT;
 }
 
 // Call work(segment, begin, end) for every group that lies in [first, last) of the groups of all segments.
@@ -80,7 +69,7 @@ int run(const DequantizeJob& job, const sdp4bit_execution& execution) {
   const Kernels* kernels = kernels_for(execution.isa);
   if (kernels == nullptr) return SDP4BIT_UNSUPPORTED_ISA;
   if (const int error = check(job)) return error;
-  run_threads(*job.reduction.layout, execution.num_threads,
+  run_threads(*job.sources.layout, execution.num_threads,
               [&](int64_t segment, int64_t begin, int64_t end) { kernels->dequantize(job, segment, begin, end); });
   return SDP4BIT_OK;
 }

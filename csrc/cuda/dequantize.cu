@@ -3,16 +3,17 @@
 
 int sdp4bit_dequantize(const uint8_t* payload, void* output, int32_t output_type, const sdp4bit_layout* layout,
                        const sdp4bit_execution* execution) {
-  return sdp4bit::launch_dequantize(payload, 0, 1, output, output_type, false, *layout, *execution);
+  const sdp4bit_sources sources = sdp4bit::payloads_alone(payload, 0, 1, layout);
+  return sdp4bit::launch_dequantize(sources, output, output_type, false, *execution);
 }
 
 int sdp4bit_dequantize_add(const uint8_t* payload, void* output, int32_t output_type, const sdp4bit_layout* layout,
                            const sdp4bit_execution* execution) {
-  return sdp4bit::launch_dequantize(payload, 0, 1, output, output_type, true, *layout, *execution);
+  const sdp4bit_sources sources = sdp4bit::payloads_alone(payload, 0, 1, layout);
+  return sdp4bit::launch_dequantize(sources, output, output_type, true, *execution);
 }
 
-int sdp4bit_dequantize_reduce(const uint8_t* payloads, int64_t source_stride, int32_t num_sources, void* output,
-                              int32_t output_type, const sdp4bit_layout* layout, const sdp4bit_execution* execution) {
-  return sdp4bit::launch_dequantize(payloads, source_stride, num_sources, output, output_type, false, *layout,
-                                    *execution);
+int sdp4bit_dequantize_reduce(const sdp4bit_sources* sources, void* output, int32_t output_type,
+                              const sdp4bit_execution* execution) {
+  return sdp4bit::launch_dequantize(*sources, output, output_type, false, *execution);
 }

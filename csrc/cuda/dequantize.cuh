@@ -14,22 +14,23 @@ __device__ __forceinline__ void put(void* output, const sdp4bit_segment& segment
   using Element = std::conditional_t<kType == SDP4BIT_FP32, float, uint16_t>;
   Element* to = static_cast<Element*>(output) + segment.element_offset;
   if (adds) {
-    Elements held = load<kType>(to, index, segment.num_elements);
+    Elements held = load<kType, Memory::kWritten>(to, index, segment.num_elements);
     add(held, x);
     x = held;
   }
   store<kType>(to, index, segment.num_elements, x);
 }
 
-template <int kBits>
+template <class Reduction>
 __global__ void __launch_bounds__(256)
-    dequantize_kernel(const ReductionSource<kBits> source, void* output, int32_t output_type, bool adds) {
+    dequantize_kernel(const Reduction source, void* output, int32_t output_type, bool adds) {
+  const sdp4bit_layout& layout = source.payloads.layout;
   const int64_t index = (int64_t{blockIdx.x} * blockDim.x + threadIdx.x) * kElements;
-  for (int64_t number = blockIdx.y; number < source.layout.num_segments; number += gridDim.y) {
-    const sdp4bit_segment segment = source.layout.segments[number];
+  for (int64_t number = blockIdx.y; number < layout.num_segments; number += gridDim.y) {
+    const sdp4bit_segment segment = layout.segments[number];
     if (int64_t{blockIdx.x} * blockDim.x * kElements >= segment.num_elements) continue;  // the whole block does
     Elements x = source.load(segment, number, index);
-    if (source.layout.format.hadamard) {
+    if (layout.format.hadamard) {
       hadamard(x);
 #pragma unroll
       for (int i = 0; i < kElements; ++i) x.value[i] = x.value[i] * kInverseHadamard;
@@ -51,34 +52,16 @@ __global__ void __launch_bounds__(256)
 
 // ---- launcher
 
-template <int kBits>
-int launch_dequantize(const uint8_t* payloads, int64_t stride, int32_t num_sources, void* output, int32_t output_type,
-                      bool adds, const sdp4bit_layout& layout, const sdp4bit_execution& execution) {
-  const ReductionSource<kBits> source = {payloads, stride, num_sources, layout};
-  const int64_t blocks = divide_up(layout.max_elements, 256 * kElements);
-  return launch(dequantize_kernel<kBits>, blocks, 256, layout.num_segments, execution, source, output, output_type,
-                adds);
-}
-
-inline int launch_dequantize(const uint8_t* payloads, int64_t stride, int32_t num_sources, void* output,
-                             int32_t output_type, bool adds, const sdp4bit_layout& layout,
+inline int launch_dequantize(const sdp4bit_sources& sources, void* output, int32_t output_type, bool adds,
                              const sdp4bit_execution& execution) {
-  if (!is_valid(layout.format)) return SDP4BIT_INVALID_FORMAT;
-  if (num_sources < 1 || stride % kAlignment || output_type < 0 || output_type > SDP4BIT_FP16) {
-    return SDP4BIT_INVALID_ARGUMENT;
-  }
-  switch (layout.format.bits) {
-    case 32:
-      return launch_dequantize<32>(payloads, stride, num_sources, output, output_type, adds, layout, execution);
-    case 8:
-      return launch_dequantize<8>(payloads, stride, num_sources, output, output_type, adds, layout, execution);
-    case 4:
-      return launch_dequantize<4>(payloads, stride, num_sources, output, output_type, adds, layout, execution);
-    case 2:
-      return launch_dequantize<2>(payloads, stride, num_sources, output, output_type, adds, layout, execution);
-    default:
-      return launch_dequantize<1>(payloads, stride, num_sources, output, output_type, adds, layout, execution);
-  }
+  if (const int error = check_sources(sources)) return error;
+  if (!is_type(output_type)) return SDP4BIT_INVALID_ARGUMENT;
+  return with_reduction(sources, [&](const auto& source) {
+    const sdp4bit_layout& layout = *sources.layout;
+    const int64_t blocks = divide_up(layout.max_elements, 256 * kElements);
+    return launch(dequantize_kernel<std::decay_t<decltype(source)>>, blocks, 256, layout.num_segments, execution,
+                  source, output, output_type, adds);
+  });
 }
 
 }  // namespace sdp4bit

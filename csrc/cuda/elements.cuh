@@ -12,7 +12,8 @@
 
 namespace sdp4bit {
 
-constexpr int kElements = 8;  // of a thread
+constexpr int kElements = 8;             // of a thread
+constexpr int64_t kNowhere = INT64_MAX;  // the index of a thread without elements, behind every tensor's end
 constexpr unsigned kWarp = 0xFFFFFFFFu;
 constexpr float kInverseHadamard = 1.0f / kBlock;
 static_assert(4 * kElements == kElementsPerPhilox,
@@ -22,10 +23,6 @@ struct Elements {
   float value[kElements];
 };
 
-__device__ __forceinline__ bool is_aligned(const void* address) {
-  return reinterpret_cast<uintptr_t>(address) % 16 == 0;
-}
-
 __device__ __forceinline__ float word_to_float(uint16_t word, int32_t type) {
   return type == SDP4BIT_BF16 ? bf16_to_float(word) : __half2float(__ushort_as_half(word));
 }
@@ -33,17 +30,22 @@ __device__ __forceinline__ uint16_t float_to_word(float value, int32_t type) {
   return type == SDP4BIT_BF16 ? float_to_bf16(value) : __half_as_ushort(__float2half_rn(value));
 }
 
+// What a kernel writes as well must not come through the read-only cache.
+enum class Memory { kReadOnly, kWritten };
+
 // Elements [index, index + 8) of a tensor of num_elements; zeros behind its end.
-template <int kType>
+template <int kType, Memory kMemory = Memory::kReadOnly>
 __device__ __forceinline__ Elements load(const void* data, int64_t index, int64_t num_elements) {
   using Element = std::conditional_t<kType == SDP4BIT_FP32, float, uint16_t>;
   Elements x = {};
+  if (index >= num_elements) return x;
   const Element* from = static_cast<const Element*>(data) + index;
   alignas(16) Element raw[kElements] = {};
   if (index + kElements <= num_elements && is_aligned(from)) {
 #pragma unroll
     for (int i = 0; i < static_cast<int>(sizeof raw / 16); ++i) {
-      reinterpret_cast<uint4*>(raw)[i] = __ldg(reinterpret_cast<const uint4*>(from) + i);
+      const uint4* words = reinterpret_cast<const uint4*>(from) + i;
+      reinterpret_cast<uint4*>(raw)[i] = kMemory == Memory::kReadOnly ? __ldg(words) : *words;
     }
   } else {
 #pragma unroll

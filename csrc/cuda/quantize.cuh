@@ -85,9 +85,8 @@ __device__ __forceinline__ void quantize_group(const Source& source, const Targe
   const sdp4bit_format& format = target.layout.format;
   const int64_t groups = num_groups(format, segment.num_elements), first = group * format.group_size;
   const bool works = group < groups && thread * kElements < format.group_size;
-  const int64_t index = first + thread * kElements;
-  Elements x = {};
-  if (works) x = source.load(segment, number, index);
+  const int64_t index = works ? first + thread * kElements : kNowhere;
+  Elements x = source.load(segment, number, index);
   if (target.transforms) hadamard(x);
   const uint32_t absmax = group_absmax(x, target.threads_per_group, shared);
   float magnitude = float_of(absmax);

@@ -1,18 +1,20 @@
-// Where values come from: elements [index, index + 8) of a segment, zeros behind its end.
+// Where values come from: elements [index, index + 8) of a segment, zeros behind its end. Every thread of a warp loads,
+// because own elements are transformed with those of its neighbours.
 #pragma once
 
 #include "elements.cuh"
+#include "sources.h"
 
 namespace sdp4bit {
 
-template <int kType>
+template <int kType, Memory kMemory = Memory::kReadOnly>
 struct TensorSource {
   const void* data;
 
   __device__ __forceinline__ Elements load(const sdp4bit_segment& segment, int64_t, int64_t index) const {
     using Element = std::conditional_t<kType == SDP4BIT_FP32, float, uint16_t>;
-    return sdp4bit::load<kType>(static_cast<const Element*>(data) + segment.element_offset, index,
-                                segment.num_elements);
+    return sdp4bit::load<kType, kMemory>(static_cast<const Element*>(data) + segment.element_offset, index,
+                                         segment.num_elements);
   }
 };
 
@@ -30,37 +32,136 @@ struct DifferenceSource {
   }
 };
 
-// The sum over the sources 0 .. num_sources - 1, in this order.
-template <int kBits>
-struct ReductionSource {
-  const uint8_t* __restrict__ payloads;
+struct Payloads {
+  const uint8_t* __restrict__ first;
   int64_t stride;
   int32_t num_sources;
   sdp4bit_layout layout;
+};
 
-  __device__ __forceinline__ Elements load(const sdp4bit_segment&, int64_t number, int64_t index) const {
-    const sdp4bit_segment segment = layout.segments[number];
-    const int64_t valid = num_valid(layout.format, segment.num_elements);
-    if (index >= valid) return {};
-    const uint8_t* codes = payloads + segment.message_offset + index * kBits / 8;
-    const uint8_t* scales = payloads + segment.message_offset + scales_offset(layout.format, segment.num_elements);
-    // In blocks of 32, so that a division of 32 bits is enough for 2^37 elements.
-    const uint32_t group =
-        static_cast<uint32_t>(index / kBlock) / static_cast<uint32_t>(layout.format.group_size / kBlock);
-    Elements sum = decode<kBits>(codes, scale(scales, group));
+template <int kBits>
+__device__ __forceinline__ Elements decode(const uint8_t* codes, const uint8_t* scales, uint32_t group,
+                                           int32_t scale_type) {
+  return decode<kBits>(codes, kBits == 32 ? 1.0f : load_scale(scales, group, scale_type));
+}
+
+// The sum over the sources 0 .. num_sources - 1, in this order; `own` stands in for the one at `place`.
+template <int kBits>
+__device__ __forceinline__ Elements sum(const Payloads& payloads, int64_t number, int64_t index, int32_t place,
+                                        const Elements& own) {
+  const sdp4bit_format& format = payloads.layout.format;
+  const sdp4bit_segment segment = payloads.layout.segments[number];
+  const int64_t valid = num_valid(format, segment.num_elements);
+  if (index >= valid) return {};
+  const uint8_t* codes = payloads.first + segment.message_offset + index * kBits / 8;
+  const uint8_t* scales = payloads.first + segment.message_offset + scales_offset(format, segment.num_elements);
+  // In blocks of 32, so that a division of 32 bits is enough for 2^37 elements.
+  const uint32_t group = static_cast<uint32_t>(index / kBlock) / static_cast<uint32_t>(format.group_size / kBlock);
+  Elements total = place == 0 ? own : decode<kBits>(codes, scales, group, format.scale_type);
 #pragma unroll 4
-    for (int32_t r = 1; r < num_sources; ++r) {
-      codes += stride;
-      scales += stride;
-      add(sum, decode<kBits>(codes, scale(scales, group)));
-    }
-#pragma unroll
-    for (int i = 0; i < kElements; ++i) sum.value[i] = index + i < valid ? sum.value[i] : 0.0f;
-    return sum;
+  for (int32_t r = 1; r < payloads.num_sources; ++r) {
+    codes += payloads.stride;
+    scales += payloads.stride;
+    add(total, r == place ? own : decode<kBits>(codes, scales, group, format.scale_type));
   }
-  __device__ __forceinline__ float scale(const uint8_t* scales, uint32_t group) const {
-    return kBits == 32 ? 1.0f : load_scale(scales, group, layout.format.scale_type);
+#pragma unroll
+  for (int i = 0; i < kElements; ++i) total.value[i] = index + i < valid ? total.value[i] : 0.0f;
+  return total;
+}
+
+struct NothingOwn {
+  static constexpr int32_t place = -1;
+
+  __device__ __forceinline__ Elements load(int64_t, int64_t) const { return {}; }
+};
+
+// Elements that were never quantized, transformed as the payloads' are, and within the sum of a node if there is one.
+// The kernel may write them: its output can be the same memory.
+struct OwnElements {
+  int32_t place;
+  const void* data;
+  int32_t type;
+  sdp4bit_layout layout;  // of the sum that data is a part of
+  int32_t place_in_node;
+  Payloads node;  // num_sources is 0: there is none
+
+  __device__ __forceinline__ Elements load(int64_t number, int64_t index) const {
+    const Elements x = load_transformed(layout.segments[number], number, index);
+    if (node.num_sources == 0) return x;
+    switch (node.layout.format.bits) {
+      case 32:
+        return sum<32>(node, number, index, place_in_node, x);
+      case 8:
+        return sum<8>(node, number, index, place_in_node, x);
+      case 4:
+        return sum<4>(node, number, index, place_in_node, x);
+      case 2:
+        return sum<2>(node, number, index, place_in_node, x);
+      default:
+        return sum<1>(node, number, index, place_in_node, x);
+    }
+  }
+  __device__ __forceinline__ Elements load_transformed(const sdp4bit_segment& segment, int64_t number,
+                                                       int64_t index) const {
+    Elements x;
+    switch (type) {
+      case SDP4BIT_FP32:
+        x = TensorSource<SDP4BIT_FP32, Memory::kWritten>{data}.load(segment, number, index);
+        break;
+      case SDP4BIT_BF16:
+        x = TensorSource<SDP4BIT_BF16, Memory::kWritten>{data}.load(segment, number, index);
+        break;
+      default:
+        x = TensorSource<SDP4BIT_FP16, Memory::kWritten>{data}.load(segment, number, index);
+    }
+    if (layout.format.hadamard) hadamard(x);
+    return x;
   }
 };
+
+template <int kBits, class Own>
+struct ReductionSource {
+  Payloads payloads;
+  Own own;
+
+  __device__ __forceinline__ Elements load(const sdp4bit_segment&, int64_t number, int64_t index) const {
+    return sum<kBits>(payloads, number, index, own.place, own.load(number, index));
+  }
+};
+
+// ---- from what the caller gave: kernels take it by value
+
+inline Payloads payloads_of(const sdp4bit_sources& sources) {
+  return {sources.payloads, sources.source_stride, sources.num_sources, *sources.layout};
+}
+
+inline OwnElements own_of(const sdp4bit_sources& sources) {
+  const sdp4bit_sources* node = sources.own_sources;
+  if (node == nullptr) return {sources.own_place, sources.own, sources.own_type, *sources.layout, -1, {}};
+  return {sources.own_place, node->own, node->own_type, *node->layout, node->own_place, payloads_of(*node)};
+}
+
+template <int kBits, class Launch>
+int with_reduction(const sdp4bit_sources& sources, const Launch& launch) {
+  if (sources.own_place < 0) return launch(ReductionSource<kBits, NothingOwn>{payloads_of(sources), {}});
+  return launch(ReductionSource<kBits, OwnElements>{payloads_of(sources), own_of(sources)});
+}
+
+// Call launch(source) with the ReductionSource over `sources`.
+template <class Launch>
+int with_reduction(const sdp4bit_sources& sources, const Launch& launch) {
+  switch (sources.layout->format.bits) {
+    case 32:
+      return with_reduction<32>(sources, launch);
+    case 8:
+      return with_reduction<8>(sources, launch);
+    case 4:
+      return with_reduction<4>(sources, launch);
+    case 2:
+      return with_reduction<2>(sources, launch);
+    default:
+      return with_reduction<1>(sources, launch);
+  }
+}
 
 }  // namespace sdp4bit

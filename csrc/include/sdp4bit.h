@@ -3,7 +3,7 @@
  * A layout is a table of segments: elements [element_offset, element_offset + num_elements) of a tensor belong to the
  * message that starts message_offset bytes into the payload; random_offset is the first element's index in the stream
  * of random numbers, a multiple of 32. Payloads and messages start on 16 bytes. Nothing here allocates or synchronizes.
- * On CUDA every pointer, the segment table's too, is device memory, and work is queued on execution->stream.
+ * On CUDA every pointer to bytes, elements or segments is device memory, and work is queued on execution->stream.
  * Functions return 0 or a code for sdp4bit_error_string.
  */
 #ifndef SDP4BIT_H
@@ -47,6 +47,21 @@ typedef struct {
   int64_t num_segments;
   int64_t max_elements; /* the largest num_elements of the table */
 } sdp4bit_layout;
+
+/* What a sum is taken over, one after the other: source r's payload starts at payloads + r * source_stride. In the
+ * place of source own_place, which is not read, stand values that were never quantized: elements of `own`, addressed by
+ * the layout's segments, or where own_sources is given, the sum of those. That has the same hadamard and the same
+ * num_elements, and own elements itself; there are no more than these two levels. */
+typedef struct sdp4bit_sources {
+  const uint8_t* payloads;
+  int64_t source_stride;
+  int32_t num_sources;
+  const sdp4bit_layout* layout;
+  int32_t own_place; /* -1: every source is a payload, and what is below is not read */
+  const void* own;
+  int32_t own_type;
+  const struct sdp4bit_sources* own_sources; /* or null */
+} sdp4bit_sources;
 
 typedef struct {
   int32_t stochastic; /* 0: to nearest, and the names below are not read */
@@ -104,13 +119,12 @@ int sdp4bit_dequantize(const uint8_t* payload, void* output, int32_t output_type
 int sdp4bit_dequantize_add(const uint8_t* payload, void* output, int32_t output_type, const sdp4bit_layout* layout,
                            const sdp4bit_execution* execution);
 
-/* Sum over the sources 0 .. num_sources - 1, source r's payload starting at payloads + r * source_stride. */
-int sdp4bit_dequantize_reduce(const uint8_t* payloads, int64_t source_stride, int32_t num_sources, void* output,
-                              int32_t output_type, const sdp4bit_layout* layout, const sdp4bit_execution* execution);
+/* The sum over the sources. `output` may be the memory of their own elements, each at its own address. */
+int sdp4bit_dequantize_reduce(const sdp4bit_sources* sources, void* output, int32_t output_type,
+                              const sdp4bit_execution* execution);
 
 /* The same sum, quantized anew without leaving the transformed domain; both layouts list the same ranges. */
-int sdp4bit_dequantize_reduce_quantize(const uint8_t* payloads, int64_t source_stride, int32_t num_sources,
-                                       uint8_t* payload, const sdp4bit_layout* layout,
+int sdp4bit_dequantize_reduce_quantize(const sdp4bit_sources* sources, uint8_t* payload,
                                        const sdp4bit_layout* output_layout, const sdp4bit_rounding* rounding,
                                        const sdp4bit_execution* execution);
 
@@ -119,8 +133,8 @@ int sdp4bit_adamw(float* main, float* exp_avg, float* exp_avg_sq, const float* g
                   const sdp4bit_adamw_step* step, const sdp4bit_execution* execution);
 
 /* Write into `published` what sdp4bit_adamw would make of main with a gradient that is scaled already. It divides by
- * the root of the second moment as updated by the gradient, of the state's own (with its bias correction), by the larger
- * of the two, or by the larger of the state's and half the updated one (BOUNDED); in step 1 by the updated. */
+ * the root of the second moment as updated by the gradient, of the state's own (with its bias correction), by the
+ * larger of the two, or by the larger of the state's and half the updated one (BOUNDED); in step 1 by the updated. */
 int sdp4bit_adamw_provisional(float* published, const float* main, const float* exp_avg, const float* exp_avg_sq,
                               const float* gradient, int64_t num_elements, const sdp4bit_adamw_step* step,
                               int32_t second_moment, const sdp4bit_execution* execution);

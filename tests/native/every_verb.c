@@ -35,6 +35,21 @@ static int64_t lay_out(sdp4bit_format format, const int64_t* sizes, sdp4bit_segm
   return byte;
 }
 
+/* Both sums with own elements in the place of the middle source, from `values` and from a sum that they stand in. */
+static void run_own(sdp4bit_sources sources, const void* values, int32_t type, void* output, uint8_t* payload,
+                    const sdp4bit_rounding* rounding, const sdp4bit_execution* execution) {
+  const sdp4bit_layout* layout = sources.layout;
+  sdp4bit_sources node = sources;
+  sources.own_place = node.own_place = 1;
+  sources.own = node.own = values;
+  sources.own_type = node.own_type = type;
+  for (int levels = 1; levels <= 2; ++levels) {
+    sources.own_sources = levels == 1 ? NULL : &node;
+    check(sdp4bit_dequantize_reduce_quantize(&sources, payload, layout, rounding, execution) == 0, "requantize own");
+    check(sdp4bit_dequantize_reduce(&sources, output, type, execution) == 0, "reduce own");
+  }
+}
+
 static void run(sdp4bit_format format, const int64_t* sizes, int32_t type, int stochastic, int32_t isa) {
   sdp4bit_segment segments[NUM_SEGMENTS];
   const int64_t num_bytes = lay_out(format, sizes, segments);
@@ -54,10 +69,10 @@ static void run(sdp4bit_format format, const int64_t* sizes, int32_t type, int s
   check(sdp4bit_dequantize_add(payload, other, type, &layout, &execution) == 0, "dequantize_add");
   check(sdp4bit_quantize(other, type, payload, &layout, &rounding, &execution) == 0, "quantize");
   check(sdp4bit_quantize_difference(values, other, type, payload, &layout, &rounding, &execution) == 0, "difference");
-  check(sdp4bit_dequantize_reduce(payloads, num_bytes, NUM_SOURCES, other, type, &layout, &execution) == 0, "reduce");
-  check(sdp4bit_dequantize_reduce_quantize(payloads, num_bytes, NUM_SOURCES, payload, &layout, &layout, &rounding,
-                                           &execution) == 0,
-        "dequantize_reduce_quantize");
+  const sdp4bit_sources sources = {payloads, num_bytes, NUM_SOURCES, &layout, -1, NULL, 0, NULL};
+  check(sdp4bit_dequantize_reduce(&sources, other, type, &execution) == 0, "reduce");
+  check(sdp4bit_dequantize_reduce_quantize(&sources, payload, &layout, &rounding, &execution) == 0, "requantize");
+  run_own(sources, other, type, other, payload, &rounding, &execution);
   free(payload);
   free(payloads);
   free(other);
@@ -105,6 +120,34 @@ static void refuse_nonsense_steps(void) {
   check(sdp4bit_adamw(NULL, NULL, NULL, NULL, 0, &numbers, &execution) == SDP4BIT_INVALID_ARGUMENT, "square root 7");
 }
 
+static int reduced(const sdp4bit_sources* sources) {
+  const sdp4bit_execution execution = {NULL, 1, 0};
+  return sdp4bit_dequantize_reduce(sources, NULL, SDP4BIT_FP32, &execution);
+}
+
+static void refuse_nonsense_sources(void) {
+  const sdp4bit_format format = {4, 128, 0, SDP4BIT_FP32, SDP4BIT_MEAN}, transformed = {4, 128, 32, 0, 0};
+  const sdp4bit_layout layout = {format, NULL, 0, 0}, other_layout = {transformed, NULL, 0, 0};
+  const sdp4bit_sources good = {NULL, 0, 2, &layout, 1, NULL, SDP4BIT_BF16, NULL};
+  sdp4bit_sources sources = good, node = good;
+  check(reduced(&sources) == 0, "own elements, none of them");
+  sources.own_type = 7;
+  check(reduced(&sources) == SDP4BIT_INVALID_ARGUMENT, "own type 7");
+  sources.own_sources = &node;
+  check(reduced(&sources) == 0, "a node's sum, whose type counts");
+  sources.own_place = 2;
+  check(reduced(&sources) == SDP4BIT_INVALID_ARGUMENT, "own place 2 of 2");
+  sources.own_place = 0;
+  node.own_place = -1;
+  check(reduced(&sources) == SDP4BIT_INVALID_ARGUMENT, "a node's sum without anything of its own");
+  node = good;
+  node.own_sources = &good;
+  check(reduced(&sources) == SDP4BIT_INVALID_ARGUMENT, "three levels");
+  node = good;
+  node.layout = &other_layout;
+  check(reduced(&sources) == SDP4BIT_INVALID_ARGUMENT, "another transform");
+}
+
 static void refuse_nonsense(void) {
   sdp4bit_format format = {3, 128, 0, SDP4BIT_FP32, SDP4BIT_MEAN};
   sdp4bit_layout layout = {format, NULL, 0, 0};
@@ -134,6 +177,7 @@ int main(void) {
     }
   }
   refuse_nonsense();
+  refuse_nonsense_sources();
   refuse_nonsense_steps();
   printf("%d failures\n", failures);
   return failures != 0;

@@ -11,6 +11,7 @@ import torch
 from codec_helpers import ROOT, ROUNDING, empty_payload, quantized
 
 from sdp4bit_patches import codec, wire
+from sdp4bit_patches.reference import NodeSum, Own
 from sdp4bit_patches.wire import MessageFormat
 
 needs_native = pytest.mark.skipif(codec.NATIVE["cpu"] is None, reason="no native codec here")
@@ -50,6 +51,33 @@ def test_layouts_of_different_transforms_or_ranges_are_refused() -> None:
         codec.dequantize_reduce_quantize(payload[None], payload.clone(), layout, other_transform)
     with pytest.raises(ValueError, match="segments of different sizes"):
         codec.dequantize_reduce_quantize(payload[None], payload.clone(), layout, other_range)
+
+
+def test_own_values_that_do_not_fit_their_sum_are_refused_with_a_sentence() -> None:
+    rows, output, layout = empty_payload(LAYOUT, 2), torch.zeros(256), codec.prepare(LAYOUT, "cpu")
+    other_transform = codec.prepare(wire.single_message(MessageFormat(8, 128, 32), 256), "cpu")
+    other_range = codec.prepare(wire.single_message(MessageFormat(4, 128), 255), "cpu")
+    with warnings.catch_warnings(action="ignore"):  # that there is no native module for this device
+        elsewhere = codec.prepare(LAYOUT, "meta")
+    node = NodeSum(rows, layout, Own(1, output))
+
+    def refused_own(sentence: str, own: Own) -> None:
+        with pytest.raises(ValueError, match=sentence):
+            codec.dequantize_reduce(rows, output, layout, own)
+        with pytest.raises(ValueError, match=sentence):
+            codec.dequantize_reduce_quantize(rows, rows[0].clone(), layout, layout, None, own)
+
+    refused_own("own.place is 2: use a row of the payloads, from 0 to 1", Own(2, output))
+    refused_own("own.place is -1: use a row", Own(-1, output))
+    refused_own("own.values is torch.float64: use one of", Own(0, output.double()))
+    refused_own("own.values has 255 elements, its layout needs 256", Own(0, output[:255]))
+    refused_own("own.values is on meta, its layout on cpu", Own(0, output.to("meta")))
+    refused_own("own.values.own.place is 2: use a row", Own(0, NodeSum(rows, layout, Own(2, output))))
+    refused_own("own.values.payloads has shape .2, 16.", Own(0, NodeSum(rows[:, :16], layout, Own(0, output))))
+    refused_own(r"hadamard=\[0, 32\]", Own(0, NodeSum(rows, other_transform, Own(0, output))))
+    refused_own("own.values.layout list segments of different", Own(0, NodeSum(rows, other_range, Own(0, output))))
+    refused_own("own.values.layout are on different devices", Own(0, NodeSum(rows, elsewhere, Own(0, output))))
+    refused_own("own.values.own is a sum, too", Own(0, NodeSum(rows, layout, Own(0, node))))
 
 
 def test_stochastic_signs_times_a_mean_are_refused_because_they_are_biased() -> None:
@@ -93,6 +121,9 @@ def test_without_a_native_module_the_reference_runs_and_says_so_once(monkeypatch
             codec.dequantize_add(payload, output, layout)
             codec.dequantize_reduce(payload[None], output, layout)
             codec.dequantize_reduce_quantize(payload[None], payload.clone(), layout, layout)
+            node = NodeSum(payload[None], layout, Own(0, values))
+            codec.dequantize_reduce(payload[None], output, layout, Own(0, node))
+            assert torch.equal(output, values)
     assert [str(w.message).split(":")[0] for w in caught] == ["sdp4bit_patches._cpu was not built"]
     assert torch.equal(payload, quantized(values, LAYOUT, ROUNDING))
 
