@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sdp4bit_patches import codec, wire
+from sdp4bit_patches.reference import NodeSum, Own
 from sdp4bit_patches.wire import MessageFormat, StochasticRounding
 
 ROUNDING = StochasticRounding(seed=1, step=1)
@@ -67,6 +68,9 @@ def verbs(a: Arrays) -> list[Verb]:
     g4, g4h, g8, g8h = a.layout(4, 128), a.layout(4, 128, 32), a.layout(8, 128), a.layout(8, 128, 32)
     g4w, sources = a.layout(4, 2048), a.sources(g8h, 4)
     codes, codes_h, weights = a.sources(g4, 1)[0], a.sources(g4h, 1)[0], a.sources(g4w, 1)[0]
+    own = Own(0, a.values)
+    in_node = Own(0, NodeSum(sources[:2], g8h, Own(0, a.copy)))  # the two reductions of an exchange between 2x2 ranks
+    halves = a.sources(g4h, 2)
     fp32, b4, b8, bw = 4 * a.n, g4.num_bytes, g8.num_bytes, g4w.num_bytes
     out = a.payload
     return [
@@ -81,6 +85,10 @@ def verbs(a: Arrays) -> list[Verb]:
              lambda: codec.dequantize_reduce(sources, a.copy, g8h), False),
         Verb("dequantize_reduce_quantize_8to4_r4", 4 * fp32, 4 * b8 + b4,
              lambda r: codec.dequantize_reduce_quantize(sources, out, g8h, g4h, r)),
+        Verb("dequantize_reduce4_node8_own_hadamard32", fp32, 2 * fp32 + b8 + b4,
+             lambda: codec.dequantize_reduce(halves, a.copy, g4h, in_node), False),
+        Verb("dequantize_reduce_quantize_8to4_own", fp32, fp32 + b8 + b4,
+             lambda r: codec.dequantize_reduce_quantize(sources[:2], out, g8h, g4h, r, own)),
         Verb("quantize_difference4_g2048", fp32, fp32 + fp32 // 2 + bw,
              lambda r: codec.quantize_difference(a.values, a.model, out, g4w, r)),
         Verb("dequantize4_add_bf16_g2048", fp32, fp32 + bw, lambda: codec.dequantize_add(weights, a.model, g4w), False),
