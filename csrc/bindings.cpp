@@ -49,8 +49,11 @@ sdp4bit_execution make_execution(Address stream, int32_t num_threads, int32_t is
 }
 
 sdp4bit_adamw_step make_adamw_step(int64_t step, double lr, double beta1, double beta2, double eps, double weight_decay,
-                                   const std::vector<double>& scales, int32_t square_root) {
-  sdp4bit_adamw_step numbers = {step, lr, beta1, beta2, eps, weight_decay, {}, 0, square_root};
+                                   const std::vector<double>& scales, int32_t square_root, Address roots,
+                                   Address state_roots) {
+  sdp4bit_adamw_step numbers = {step, lr, beta1, beta2, eps, weight_decay, {}, 0, square_root, nullptr, nullptr};
+  numbers.roots = pointer<const float>(roots);
+  numbers.state_roots = pointer<const float>(state_roots);
   numbers.num_scales = static_cast<int32_t>(scales.size());
   for (std::size_t i = 0; i < scales.size() && i < SDP4BIT_ADAMW_MAX_SCALES; ++i) numbers.scales[i] = scales[i];
   return numbers;

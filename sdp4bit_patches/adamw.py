@@ -2,7 +2,8 @@
 
 On the CPU the bits are those of `adamw_reference` and so of torch's own AdamW. Torch's arithmetic differs between
 processors (its square root may be off by 1 ulp, its multiply-add may be fused), so the native code is tried against the
-reference once, on data that hurts; where no way of it agrees, the reference runs and a warning says so. One thing no
+reference once, on data that hurts; where it knows no such square root, torch takes the roots beforehand, and where
+that does not agree either, the reference runs and a warning says so. One thing no
 code can match: with beta1 = 0, torch gives a gradient of -0 one sign in most places and the other at the end of a
 thread's part. On CUDA torch divides by multiplying with a reciprocal: there the native bits are those of the formula,
 with the fused multiply-adds of the CPU and a square root that is rounded to nearest.
@@ -23,7 +24,7 @@ from sdp4bit_patches import codec
 from sdp4bit_patches.adamw_reference import AdamWStep
 
 SECOND_MOMENTS = ("updated", "state", "largest", "bounded")
-ROUNDED, RSQRT14 = 0, 1  # the native square roots: see sdp4bit.h
+ROUNDED, RSQRT14, GIVEN = range(3)  # the native square roots: see sdp4bit.h
 MAX_SCALES = 4
 
 
@@ -44,7 +45,9 @@ def adamw(main: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, gradient: Tensor, s
     square_root = _square_root_on(main.device)
     if square_root is None:
         return reference.adamw(main, exp_avg, exp_avg_sq, gradient, step)
-    _run("adamw", (main, exp_avg, exp_avg_sq, gradient), step, square_root)
+    tensors = (main, exp_avg, exp_avg_sq, gradient)
+    scaled = reference.scaled(gradient, step) if square_root == GIVEN else gradient
+    _run("adamw", tensors, step, _Roots(square_root, exp_avg_sq, scaled, step, "updated"))
 
 
 def adamw_provisional(
@@ -70,13 +73,33 @@ def adamw_provisional(
     square_root = _square_root_on(main.device)
     if square_root is None:
         return reference.adamw_provisional(*tensors, step, second_moment)
-    _run("adamw_provisional", tensors, step, square_root, SECOND_MOMENTS.index(second_moment))
+    roots = _Roots(square_root, exp_avg_sq, gradient, step, second_moment if step.step > 1 else "updated")
+    _run("adamw_provisional", tensors, step, roots, SECOND_MOMENTS.index(second_moment))
 
 
-def _run(verb: str, tensors: tuple[Tensor, ...], step: AdamWStep, square_root: int, *rule: int) -> None:
+class _Roots:
+    """How a native step comes by its square roots. Where they are given, torch takes them here."""
+
+    def __init__(
+        self, square_root: int, exp_avg_sq: Tensor, gradient: Tensor, step: AdamWStep, second_moment: str
+    ) -> None:
+        self.square_root = square_root
+        self._updated = self._of_state = None
+        if square_root == GIVEN and second_moment != "state":
+            self._updated = reference.square_root(reference.updated_second_moment(exp_avg_sq, gradient, step))
+        if square_root == GIVEN and second_moment != "updated":
+            self._of_state = reference.square_root(exp_avg_sq)
+
+    @property
+    def addresses(self) -> list[int]:
+        """Of the roots of the updated second moment and of the state's own; 0 where there are none."""
+        return [0 if roots is None else roots.data_ptr() for roots in (self._updated, self._of_state)]
+
+
+def _run(verb: str, tensors: tuple[Tensor, ...], step: AdamWStep, roots: _Roots, *rule: int) -> None:
     device = tensors[0].device
     module = codec.NATIVE[device.type]
-    numbers = (_native_step(module, step, square_root), *rule, codec.execution(device))
+    numbers = (_native_step(module, step, roots), *rule, codec.execution(device))
     with codec.on_device(device):
         getattr(module, verb)(*_addresses(tensors), tensors[0].numel(), *numbers)
 
@@ -85,9 +108,9 @@ def _addresses(tensors: tuple[Tensor, ...]) -> list[int]:
     return [tensor.data_ptr() for tensor in tensors]
 
 
-def _native_step(module: ModuleType, step: AdamWStep, square_root: int) -> Any:
+def _native_step(module: ModuleType, step: AdamWStep, roots: _Roots) -> Any:
     numbers = (step.lr, step.beta1, step.beta2, step.eps, step.weight_decay)
-    return module.AdamWStep(step.step, *numbers, list(step.scales), square_root)
+    return module.AdamWStep(step.step, *numbers, list(step.scales), roots.square_root, *roots.addresses)
 
 
 def _require(valid: bool, sentence: str) -> None:
@@ -126,7 +149,7 @@ def _square_root_on(device: torch.device) -> int | None:
 
 @functools.cache
 def _square_root_of_torch(module: ModuleType) -> int | None:
-    for square_root in (ROUNDED, RSQRT14):
+    for square_root in (ROUNDED, RSQRT14, GIVEN):
         if _agrees(module, square_root):
             return square_root
     sentence = "torch's AdamW rounds on this processor in a way that the native one does not know"
@@ -141,7 +164,8 @@ def _agrees(module: ModuleType, square_root: int) -> bool:
     step = AdamWStep(3, 1e-2, 0.9, 0.99, 1e-8, 0.1, (0.5, 0.3))
     reference.adamw(*expected, gradient, step)
     execution = module.Execution(0, 1, 0)  # one thread, the best instruction set
-    numbers = _native_step(module, step, square_root)
+    roots = _Roots(square_root, state[2], reference.scaled(gradient, step), step, "updated")
+    numbers = _native_step(module, step, roots)
     try:
         module.adamw(*_addresses((*state, gradient)), gradient.numel(), numbers, execution)
     except RuntimeError:  # this processor does not have that square root

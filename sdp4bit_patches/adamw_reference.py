@@ -28,11 +28,10 @@ class AdamWStep:
 
 def adamw(main: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, gradient: Tensor, step: AdamWStep) -> None:
     """Advance parameters and moments (all fp32[n]) in place by `gradient` (fp32[n], which is left alone)."""
-    for factor in step.scales:
-        gradient = gradient * factor
+    gradient = scaled(gradient, step)
     main.mul_(1 - step.lr * step.weight_decay)
     exp_avg.lerp_(gradient, 1 - step.beta1)
-    exp_avg_sq.mul_(step.beta2).addcmul_(gradient, gradient, value=1 - step.beta2)
+    exp_avg_sq.copy_(updated_second_moment(exp_avg_sq, gradient, step))
     main.addcdiv_(exp_avg, _denominator(exp_avg_sq, step.step, step), value=-step.lr / (1 - step.beta1**step.step))
 
 
@@ -53,8 +52,7 @@ def adamw_provisional(
     """
     first = torch.lerp(exp_avg, gradient, 1 - step.beta1)
     if second_moment != "state" or step.step == 1:
-        second = torch.mul(exp_avg_sq, step.beta2).addcmul_(gradient, gradient, value=1 - step.beta2)
-        denominator = _denominator(second, step.step, step)
+        denominator = _denominator(updated_second_moment(exp_avg_sq, gradient, step), step.step, step)
     if second_moment != "updated" and step.step > 1:
         exact = _denominator(exp_avg_sq, step.step - 1, step)
         if second_moment == "state":
@@ -65,9 +63,22 @@ def adamw_provisional(
     published.addcdiv_(first, denominator, value=-step.lr / (1 - step.beta1**step.step))
 
 
+def scaled(gradient: Tensor, step: AdamWStep) -> Tensor:
+    """`gradient` times the step's scales, one after the other."""
+    for factor in step.scales:
+        gradient = gradient * factor
+    return gradient
+
+
+def updated_second_moment(exp_avg_sq: Tensor, gradient: Tensor, step: AdamWStep) -> Tensor:
+    """What the second moment becomes by a gradient that is scaled already."""
+    return torch.mul(exp_avg_sq, step.beta2).addcmul_(gradient, gradient, value=1 - step.beta2)
+
+
 def _denominator(exp_avg_sq: Tensor, count: int, step: AdamWStep) -> Tensor:
-    return (_square_root(exp_avg_sq) / (1 - step.beta2**count) ** 0.5).add_(step.eps)
+    return (square_root(exp_avg_sq) / (1 - step.beta2**count) ** 0.5).add_(step.eps)
 
 
-def _square_root(exp_avg_sq: Tensor) -> Tensor:
+def square_root(exp_avg_sq: Tensor) -> Tensor:
+    """Torch's own."""
     return exp_avg_sq.sqrt()

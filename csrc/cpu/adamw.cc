@@ -4,13 +4,22 @@
 namespace sdp4bit {
 namespace {
 
+// Whether there is a way to take the roots, and those that are given are the ones that are used.
+bool has_roots(const AdamwJob& job, int64_t num_elements) {
+  if (job.square_root != SDP4BIT_SQRT_GIVEN) {
+    return job.square_root == SDP4BIT_SQRT_ROUNDED || job.square_root == SDP4BIT_SQRT_RSQRT14;
+  }
+  const bool updated = job.second_moment == SDP4BIT_STATE || job.roots != nullptr;
+  const bool of_state = job.second_moment == SDP4BIT_UPDATED || job.state_roots != nullptr;
+  return num_elements == 0 || (updated && of_state);
+}
+
 int run_adamw(const AdamwJob& job, int64_t num_elements, const sdp4bit_adamw_step& step,
               const sdp4bit_execution& execution) {
   const Kernels* kernels = kernels_for(execution.isa);
   if (kernels == nullptr) return SDP4BIT_UNSUPPORTED_ISA;
   const bool rules = job.second_moment >= SDP4BIT_UPDATED && job.second_moment <= SDP4BIT_BOUNDED;
-  const bool roots = step.square_root >= SDP4BIT_SQRT_ROUNDED && step.square_root <= SDP4BIT_SQRT_RSQRT14;
-  if (!is_valid(step) || !rules || !roots || num_elements < 0) return SDP4BIT_INVALID_ARGUMENT;
+  if (!is_valid(step) || !rules || !has_roots(job, num_elements) || num_elements < 0) return SDP4BIT_INVALID_ARGUMENT;
   if (step.square_root == SDP4BIT_SQRT_RSQRT14 && kernels_for(SDP4BIT_ISA_AVX512) == nullptr) {
     return SDP4BIT_UNSUPPORTED_ISA;
   }
@@ -25,8 +34,11 @@ int run_adamw(const AdamwJob& job, int64_t num_elements, const sdp4bit_adamw_ste
 
 int sdp4bit_adamw(float* main, float* exp_avg, float* exp_avg_sq, const float* gradient, int64_t num_elements,
                   const sdp4bit_adamw_step* step, const sdp4bit_execution* execution) {
-  const sdp4bit::AdamwJob job = {
-      nullptr, main, exp_avg, exp_avg_sq, gradient, sdp4bit::adamw_numbers(*step), SDP4BIT_UPDATED, step->square_root};
+  const sdp4bit::AdamwJob job = {nullptr,         main,
+                                 exp_avg,         exp_avg_sq,
+                                 gradient,        sdp4bit::adamw_numbers(*step),
+                                 SDP4BIT_UPDATED, step->square_root,
+                                 step->roots,     step->state_roots};
   return sdp4bit::run_adamw(job, num_elements, *step, *execution);
 }
 
@@ -41,6 +53,8 @@ int sdp4bit_adamw_provisional(float* published, const float* main, const float* 
                                  gradient,
                                  sdp4bit::adamw_numbers(*step),
                                  sdp4bit::second_moment_rule(*step, second_moment),
-                                 step->square_root};
+                                 step->square_root,
+                                 step->roots,
+                                 step->state_roots};
   return sdp4bit::run_adamw(job, num_elements, *step, *execution);
 }

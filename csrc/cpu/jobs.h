@@ -38,6 +38,7 @@ struct AdamwJob {
   AdamwNumbers numbers;
   int32_t second_moment;  // of what is published
   int32_t square_root;
+  const float *roots, *state_roots;  // SDP4BIT_SQRT_GIVEN
 };
 
 // Handle groups [begin, end) of segment `segment`; elements [begin, end) of the tensors.

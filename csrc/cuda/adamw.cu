@@ -13,14 +13,13 @@ using Lanes = float;
 INLINE Lanes splat(float value) { return value; }
 INLINE Lanes fused(Lanes a, Lanes b, Lanes c) { return fmaf(a, b, c); }
 
-template <int kSquareRoot>
-INLINE Lanes square_root(Lanes x) {
-  return sqrtf(x);
-}
-
 #include "adamw.inc"
 
-constexpr int kRoot = SDP4BIT_SQRT_ROUNDED;
+struct Roots {
+  INLINE Lanes of_updated(Lanes second) const { return sqrtf(second); }
+  INLINE Lanes of_state(Lanes second) const { return sqrtf(second); }
+};
+
 constexpr int kThreads = 256, kElementsPerThread = 4;  // each of them a whole block apart, so that loads coalesce
 
 struct State {
@@ -37,7 +36,7 @@ __global__ void __launch_bounds__(kThreads)
     const float gradient = scaled(gradients[i], numbers);
     const float first = first_moment(state.exp_avg[i], gradient, numbers);
     const float second = second_moment(state.exp_avg_sq[i], gradient, numbers);
-    const float divisor = denominator<kRoot>(second, numbers.correction, numbers);
+    const float divisor = denominator(Roots().of_updated(second), numbers.correction, numbers);
     state.main[i] = advanced(state.main[i], first, divisor, numbers);
     state.exp_avg[i] = first;
     state.exp_avg_sq[i] = second;
@@ -54,7 +53,7 @@ __global__ void __launch_bounds__(kThreads)
     if (i >= num_elements) return;
     const float gradient = gradients[i];
     const float first = first_moment(exp_avg[i], gradient, numbers);
-    const float divisor = provisional_denominator<kRoot>(exp_avg_sq[i], gradient, rule, numbers);
+    const float divisor = provisional_denominator(exp_avg_sq[i], gradient, rule, numbers, Roots());
     published[i] = advanced(main[i], first, divisor, numbers);
   }
 }
@@ -62,7 +61,7 @@ __global__ void __launch_bounds__(kThreads)
 template <class... Parameters, class... Arguments>
 int launch_adamw(void (*kernel)(Parameters...), int64_t num_elements, const sdp4bit_adamw_step& step,
                  const sdp4bit_execution& execution, const Arguments&... arguments) {
-  if (!is_valid(step) || step.square_root != kRoot || num_elements < 0) return SDP4BIT_INVALID_ARGUMENT;
+  if (!is_valid(step) || step.square_root != SDP4BIT_SQRT_ROUNDED || num_elements < 0) return SDP4BIT_INVALID_ARGUMENT;
   return launch(kernel, divide_up(num_elements, kThreads * kElementsPerThread), kThreads, 1, execution, arguments...);
 }
 

@@ -81,8 +81,9 @@ typedef struct {
 /* Which second moment a provisional AdamW step divides by: see sdp4bit_adamw_provisional. */
 enum { SDP4BIT_UPDATED = 0, SDP4BIT_STATE = 1, SDP4BIT_LARGEST = 2, SDP4BIT_BOUNDED = 3 };
 /* AdamW's square root. RSQRT14: x * rsqrt14(x), refined once by Newton's method, as MKL and so torch computes it with
- * AVX-512 (at most 1 ulp too small); needs a processor that has it. CUDA knows ROUNDED, to nearest, only. */
-enum { SDP4BIT_SQRT_ROUNDED = 0, SDP4BIT_SQRT_RSQRT14 = 1 };
+ * AVX-512 (at most 1 ulp too small); needs a processor that has it. GIVEN: the caller has taken the roots. CUDA knows
+ * ROUNDED, to nearest, only. */
+enum { SDP4BIT_SQRT_ROUNDED = 0, SDP4BIT_SQRT_RSQRT14 = 1, SDP4BIT_SQRT_GIVEN = 2 };
 enum { SDP4BIT_ADAMW_MAX_SCALES = 4 };
 
 typedef struct {
@@ -94,7 +95,9 @@ typedef struct {
   double weight_decay;
   double scales[SDP4BIT_ADAMW_MAX_SCALES]; /* multiplied onto the gradient, one after the other */
   int32_t num_scales;
-  int32_t square_root; /* SDP4BIT_SQRT_… */
+  int32_t square_root;      /* SDP4BIT_SQRT_… */
+  const float* roots;       /* GIVEN: of the second moment as updated by the scaled gradient; null where not used */
+  const float* state_roots; /* GIVEN: of the state's own; null where not used */
 } sdp4bit_adamw_step;
 
 /* "cpu" or "cuda": which of the two this library is. */

@@ -81,35 +81,42 @@ static void run(sdp4bit_format format, const int64_t* sizes, int32_t type, int s
 
 /* AdamW over exactly n elements, at an address that no register's width divides. */
 static void step(int64_t n, int32_t square_root, int32_t isa) {
-  const sdp4bit_adamw_step numbers = {2, 1e-2, 0.9, 0.95, 1e-8, 0.1, {0.5, 0.25, 1, 1}, 2, square_root};
+  sdp4bit_adamw_step numbers = {2, 1e-2, 0.9, 0.95, 1e-8, 0.1, {0.5, 0.25, 1, 1}, 2, square_root, NULL, NULL};
   const sdp4bit_execution execution = {NULL, 3, isa};
-  float* memory[5];
-  float* values[5]; /* published, main, exp_avg, exp_avg_sq, gradient */
-  for (int k = 0; k < 5; ++k) {
+  float* memory[7];
+  float* values[7]; /* published, main, exp_avg, exp_avg_sq, gradient, roots, state_roots */
+  for (int k = 0; k < 7; ++k) {
     memory[k] = allocate(4 * (n + 1));
     values[k] = memory[k] + 1;
     for (int64_t i = 0; i < n; ++i) values[k][i] = (float)((i * (k + 3)) % 37) * 0.01f;
   }
-  for (int32_t rule = SDP4BIT_UPDATED; rule <= SDP4BIT_LARGEST; ++rule) {
+  for (int32_t rule = SDP4BIT_UPDATED; rule <= SDP4BIT_BOUNDED; ++rule) {
+    if (square_root == SDP4BIT_SQRT_GIVEN) {
+      numbers.roots = rule == SDP4BIT_STATE ? NULL : values[5];
+      numbers.state_roots = rule == SDP4BIT_UPDATED ? NULL : values[6];
+    }
     check(sdp4bit_adamw_provisional(values[0], values[1], values[2], values[3], values[4], n, &numbers, rule,
                                     &execution) == 0,
           "adamw_provisional");
   }
+  if (square_root == SDP4BIT_SQRT_GIVEN) numbers.roots = values[5];
   check(sdp4bit_adamw(values[1], values[2], values[3], values[4], n, &numbers, &execution) == 0, "adamw");
-  for (int k = 0; k < 5; ++k) free(memory[k]);
+  for (int k = 0; k < 7; ++k) free(memory[k]);
 }
 
 static void step_all_sizes(int32_t isa) {
   const int64_t sizes[] = {0, 1, 7, 15, 16, 31, 33, 100, 200003};
-  const int num_square_roots = sdp4bit_best_isa() == SDP4BIT_ISA_AVX512 ? 2 : 1;
+  const int has_rsqrt14 = sdp4bit_best_isa() == SDP4BIT_ISA_AVX512;
   for (int i = 0; i < 9; ++i) {
-    for (int32_t root = SDP4BIT_SQRT_ROUNDED; root < num_square_roots; ++root) step(sizes[i], root, isa);
+    for (int32_t root = SDP4BIT_SQRT_ROUNDED; root <= SDP4BIT_SQRT_GIVEN; ++root) {
+      if (root != SDP4BIT_SQRT_RSQRT14 || has_rsqrt14) step(sizes[i], root, isa);
+    }
   }
 }
 
 static void refuse_nonsense_steps(void) {
   const sdp4bit_execution execution = {NULL, 1, 0};
-  sdp4bit_adamw_step numbers = {0, 1e-2, 0.9, 0.95, 1e-8, 0.1, {1, 1, 1, 1}, 0, SDP4BIT_SQRT_ROUNDED};
+  sdp4bit_adamw_step numbers = {0, 1e-2, 0.9, 0.95, 1e-8, 0.1, {1, 1, 1, 1}, 0, SDP4BIT_SQRT_ROUNDED, NULL, NULL};
   check(sdp4bit_adamw(NULL, NULL, NULL, NULL, 0, &numbers, &execution) == SDP4BIT_INVALID_ARGUMENT, "step 0");
   numbers.step = 1;
   numbers.num_scales = 5;
@@ -118,6 +125,8 @@ static void refuse_nonsense_steps(void) {
   check(sdp4bit_adamw(NULL, NULL, NULL, NULL, -1, &numbers, &execution) == SDP4BIT_INVALID_ARGUMENT, "-1 elements");
   numbers.square_root = 7;
   check(sdp4bit_adamw(NULL, NULL, NULL, NULL, 0, &numbers, &execution) == SDP4BIT_INVALID_ARGUMENT, "square root 7");
+  numbers.square_root = SDP4BIT_SQRT_GIVEN;
+  check(sdp4bit_adamw(NULL, NULL, NULL, NULL, 1, &numbers, &execution) == SDP4BIT_INVALID_ARGUMENT, "no roots");
 }
 
 static int reduced(const sdp4bit_sources* sources) {

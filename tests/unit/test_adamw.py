@@ -34,7 +34,7 @@ STEPS = (
 def square_root(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The reference with torch's own square root on this processor, or with one that is rounded to nearest."""
     if request.param == "rounded":
-        monkeypatch.setattr(reference, "_square_root", rounded_square_root)
+        monkeypatch.setattr(reference, "square_root", rounded_square_root)
     native._square_root_of_torch.cache_clear()
     yield request.param
     native._square_root_of_torch.cache_clear()
@@ -221,7 +221,8 @@ def test_where_the_native_step_cannot_have_torchs_bits_the_reference_runs_and_sa
     elif codec.NATIVE["cpu"] is None:
         pytest.skip("no native codec here")
     else:
-        monkeypatch.setattr(reference, "_square_root", lambda x: rounded_square_root(x) * 1.0000005)
+        ours = reference.updated_second_moment
+        monkeypatch.setattr(reference, "updated_second_moment", lambda *tensors: ours(*tensors) * 1.0000005)
     native._square_root_of_torch.cache_clear()
     expected, given = ordinary(100), ordinary(100)
     reference.adamw(*expected, STEP)
@@ -231,6 +232,26 @@ def test_where_the_native_step_cannot_have_torchs_bits_the_reference_runs_and_sa
     native._square_root_of_torch.cache_clear()
     assert len(caught) == 1
     assert all(map(torch.equal, given, expected))
+
+
+@pytest.mark.skipif(codec.NATIVE["cpu"] is None, reason="no native codec here")
+@pytest.mark.parametrize("rule", SECOND_MOMENTS)
+def test_a_square_root_that_the_native_step_does_not_know_is_taken_beforehand(
+    rule: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reference, "square_root", lambda x: rounded_square_root(x) * 1.0000005)
+    native._square_root_of_torch.cache_clear()
+    assert native._square_root_on(torch.device("cpu")) == native.GIVEN
+    for step in STEPS:
+        expected, given = values_that_hurt(4097), values_that_hurt(4097)
+        published, output = torch.zeros(2, 4097)
+        reference.adamw_provisional(published, *expected, step, rule)
+        native.adamw_provisional(output, *given, step, rule)
+        reference.adamw(*expected, step)
+        native.adamw(*given, step)
+        for actual, right in zip((output, *given), (published, *expected), strict=True):
+            assert_same(actual, right)
+    native._square_root_of_torch.cache_clear()
 
 
 def test_bad_arguments_are_refused_with_a_sentence() -> None:
