@@ -353,7 +353,6 @@ class QuantizedAllGather:
             self.scratch_sizes = []
         if self.exact:
             self._own_exact = self.exact.within_shard(topology.rank)
-            self._exact_sum = torch.empty(len(self._own_exact), dtype=torch.float32, device=device)
             self._received_exact = self._places_of_exact(device)
 
     def _places_of_exact(self, device: torch.device) -> Tensor:
