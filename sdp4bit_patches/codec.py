@@ -215,8 +215,8 @@ def dequantize_add(payload: Tensor, output: Tensor, layout: PreparedLayout) -> N
 def dequantize_reduce(payloads: Tensor, output: Tensor, layout: PreparedLayout, own: Own | None = None) -> None:
     """Sum the R sources of `payloads`, uint8[R, bytes], into `output`, transformed back.
 
-    The sum is taken in fp32 in the order of the rows, one source after the other. `own` stands in for one of them, and
-    may be the memory of `output`, element for element.
+    The sum is taken in fp32 in the order of the rows, one source after the other. `own` stands in for one of them: its
+    elements are added last, as they are, and may be the memory of `output`, element for element.
     """
     _check_payload("payloads", payloads, layout, num_dims=2)
     _check_elements("output", output, layout, ANY_TYPE)
@@ -238,7 +238,7 @@ def dequantize_reduce_quantize(
 ) -> None:
     """Sum the R sources of `payloads`, uint8[R, bytes], and write the sum into `payload` in `output_layout`'s format.
 
-    `own` stands in for one of them. Values stay transformed, so both formats have the same `hadamard`; both layouts
+    `own` stands in for one of them, in its place. Values stay transformed, so both formats have the same `hadamard`; both layouts
     list the same ranges.
     """
     _check_payload("payloads", payloads, layout, num_dims=2)

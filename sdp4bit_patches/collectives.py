@@ -9,10 +9,10 @@ exchanged inside them:
                                    memory that the node's ranks share, where they do
     3 dequantize_reduce_quantize   for the other nodes: sum over the node, never leaving the Hadamard domain
     4 all-to-all                   between the nodes
-    5 dequantize_reduce            sum over the nodes, inverse Hadamard
+    5 dequantize_reduce            sum over the nodes, inverse Hadamard, and one's own elements
 
 What a rank contributes to its own sums, and a node to its own, does not travel and is not quantized: it is added as it
-is, in its place among the others.
+is, to what goes to another node in its place among the others, to the result last of all.
 
 Elements that travel exactly ride in the same payload as a second stream of 32-bit messages, so a hop stays one
 collective. Sums run over the ranks of a node, then over the ranks in one place on every node, both in ascending

@@ -6,7 +6,8 @@
     3 between       all-to-all of the node's sums, summed over the nodes
 
 Where nodes do not pair, one all-to-all over all ranks. Sums are in fp32 and in the same order as those of
-`QuantizedReduceScatter` in its exact form: the same bits. What a rank keeps for itself is never rounded to bf16.
+`QuantizedReduceScatter` in its exact form, one's own elements last: the same bits. What a rank keeps for itself is never
+rounded to bf16.
 """
 
 from __future__ import annotations
@@ -77,8 +78,8 @@ class ExactReduceScatter:
         return self._kept[self._place if self._memory else 0]
 
     def _scratch_bytes(self) -> list[int]:
-        """Bytes an element of the shard in each part of the scratch: sent and received of each hop, and the node's own
-        sum. In fp32, the first hop sends what is kept as it is; its part is for bf16."""
+        """Bytes an element of the shard in each part of the scratch: sent and received of each hop, and the sum of the
+        node's other ranks. In fp32, the first hop sends what is kept as it is; its part is for bf16."""
         first = 0 if self._memory else self._topology.size
         second = len(self._destinations[0]) if self._across else 0
         return [2 * first, 4 * first, 4 * second, 4 * second, 4 if self._across else 0]
@@ -100,24 +101,26 @@ class ExactReduceScatter:
             self._cache.keep(gradients)
 
     def run(self, output: Tensor, dtype: torch.dtype, scratch: Scratch) -> None:
-        """Sum what the ranks have kept, rounded to `dtype` where it is sent, into fp32 `output` [shard]."""
+        """Sum what the ranks have kept, rounded to `dtype` where it is sent, into fp32 `output` [shard], which is not
+        part of it."""
         if self._cache:
             self._cache.wait()
         parts = (part.view(torch.float32) for part in scratch.parts(self.scratch_sizes))
-        sent, received, totals, arrived, own = parts
+        sent, received, totals, arrived, neighbours = parts
         between = _Exchange(arrived, self._shard, dtype, self._across) if self._across else None
         rows = self._read_in_node() if self._memory else self._exchange_kept(sent, received, dtype)
+        own = rows[self._place][self._across.rank() if between else 0]
         if between:
-            own = own[: self._shard]
+            neighbours = neighbours[: self._shard]
             totals = totals.view(dtype)[: between.rows.numel()].view_as(between.rows)
-            self._sum_in_node(rows, output, totals, own)
+            self._sum_in_node(rows, output, totals, neighbours)
         else:
-            _sum_rows([row for [row] in rows], output)
+            _sum_rows([*self._others(rows, 0), own], output)
         read = self._memory.read() if self._memory else None
         if between:
             sums = list(between.run(totals.view(-1)))
-            sums[self._across.rank()] = own
-            _sum_rows(sums, output)
+            sums[self._across.rank()] = neighbours
+            _sum_rows([*sums, own], output)
         if read:
             read.wait()
 
@@ -143,11 +146,17 @@ class ExactReduceScatter:
         rows[self._place] = kept[self._place]
         return [list(row.view(-1, self._shard)) for row in rows]
 
-    def _sum_in_node(self, rows: Sequence[Sequence[Tensor]], spare: Tensor, totals: Tensor, own: Tensor) -> None:
-        """Sum this node's rows for every other node, into `totals`, and for this one. spare: fp32[shard]."""
-        targets = list(totals)
-        targets[self._across.rank()] = own
-        for node, target in enumerate(targets):
+    def _others(self, rows: Sequence[Sequence[Tensor]], node: int) -> list[Tensor]:
+        """Of the rows, shard `node` of all ranks but this one."""
+        return [row[node] for place, row in enumerate(rows) if place != self._place]
+
+    def _sum_in_node(self, rows: Sequence[Sequence[Tensor]], spare: Tensor, totals: Tensor, neighbours: Tensor) -> None:
+        """Sum this node's rows for every other node, into `totals`, and without this rank's for its own, into
+        `neighbours`. spare: fp32[shard]."""
+        for node, target in enumerate(totals):
+            if node == self._across.rank():
+                _sum_rows(self._others(rows, node), neighbours)
+                continue
             total = target if target.dtype == torch.float32 else spare
             _sum_rows([row[node] for row in rows], total)
             if total is spare:

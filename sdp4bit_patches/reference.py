@@ -1,7 +1,7 @@
 """The arithmetic in plain torch: the specification that the native codec equals bit for bit.
 
 Every verb works on any device, slowly. Tensors are 1-D and contiguous; a payload is uint8 and laid out by `wire`.
-For a group x with absmax m and Q = max(1, 2**(bits-1) - 1):  scale = max(m / Q, 2**-126),  y = x * (1 / scale),
+For a group x with absmax m and Q = max(1, 2**(bits-1) - 1):  scale = max(m / Q, 2**-118),  y = x * (1 / scale),
 code = round(y) to nearest even, or stochastically floor((round(y * 256) + r) / 256) with a random byte r: P(up)
 is the fraction of y rounded to a multiple of 1/256;  x is restored as code * scale. A value on the grid stays; the
 bias of any other is at most 2**-9 of the distance between two levels, opposite for y and -y, and zero on average over
@@ -21,8 +21,9 @@ from torch import Tensor
 
 from sdp4bit_patches.wire import Layout, MessageFormat, Segment, StochasticRounding, check_rounding
 
-SMALLEST_NORMAL = 2.0**-126
+SMALLEST_SCALE = 2.0**-118  # 256 times the reciprocal of every scale is finite
 LARGEST_BF16_BITS = 0x7F7F0000
+PHILOX_ROUNDS = 7
 PHILOX_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 PHILOX_KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
 MASK32 = 0xFFFFFFFF
@@ -45,7 +46,9 @@ class NodeSum:
 class Own:
     """What a rank itself contributes to a sum, never quantized: it stands in for row `place`, which is not read.
 
-    A tensor is 1-D, contiguous, fp32, bf16 or fp16, and addressed by the segments of the sum's layout.
+    In a sum that stays transformed it is transformed, too, and added in that place; to one that is transformed back it
+    is added last, as it is. A tensor is 1-D, contiguous, fp32, bf16 or fp16, and addressed by the segments of the sum's
+    layout.
     """
 
     place: int
@@ -53,10 +56,10 @@ class Own:
 
 
 def philox(counter: list[Tensor], key: tuple[int, int]) -> list[Tensor]:
-    """Philox4x32-10 (Salmon et al., SC 2011): four int64 tensors of 32-bit words in, four out."""
+    """Philox4x32-7 (Salmon et al., SC 2011): four int64 tensors of 32-bit words in, four out."""
     c0, c1, c2, c3 = counter
     k0, k1 = key
-    for _ in range(10):
+    for _ in range(PHILOX_ROUNDS):
         (high0, low0), (high1, low1) = (_multiply(m, c) for m, c in zip(PHILOX_MULTIPLIERS, (c0, c2), strict=True))
         c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
         k0, k1 = (k0 + PHILOX_KEY_STEPS[0]) & MASK32, (k1 + PHILOX_KEY_STEPS[1]) & MASK32
@@ -128,7 +131,7 @@ def group_scales(groups: Tensor, num_valid: int, message_format: MessageFormat) 
         scales = _mean_magnitude(groups, num_valid)
     else:
         scales = absmax / max(1, 2 ** (message_format.bits - 1) - 1)
-    scales = scales.clamp(min=SMALLEST_NORMAL)
+    scales = scales.clamp(min=SMALLEST_SCALE)
     scales = torch.where(absmax == 0, 0.0, scales)
     finite = groups.isfinite().all(dim=1) & scales.isfinite()
     scales = torch.where(finite, scales, torch.nan)
@@ -234,11 +237,37 @@ def _reduce(number: int, payloads: Tensor, layout: Layout, own: Own | None = Non
     return functools.reduce(torch.add, summands)
 
 
-def _reduce_and_invert(number: int, payloads: Tensor, layout: Layout, own: Own | None = None) -> Tensor:
-    total, size = _reduce(number, payloads, layout, own), layout.format.hadamard
+def _others(number: int, payloads: Tensor, layout: Layout, own: Own) -> list[Tensor]:
+    """Segment `number` of every source, without what is `own`: in its place the sum of what else its node has."""
+    summands = []
+    for place, payload in enumerate(payloads):
+        if place != own.place:
+            summands.append(_decode(layout.segments[number], payload, layout.format))
+        elif isinstance(own.values, NodeSum):
+            node = _others(number, own.values.payloads, own.values.layout, own.values.own)
+            summands += [functools.reduce(torch.add, node)] if node else []
+    return summands
+
+
+def _own_elements(number: int, own: Own, layout: Layout) -> Tensor:
+    """Segment `number` of the tensor of `own`, in fp32 and not transformed."""
+    if isinstance(own.values, NodeSum):
+        return _own_elements(number, own.values.own, own.values.layout)
+    return _slice(own.values, layout.segments[number]).float()
+
+
+def _invert(total: Tensor, number: int, layout: Layout) -> Tensor:
+    size = layout.format.hadamard
     if size:
         total = hadamard_transform(total, size) * (1.0 / size)
     return total[: layout.segments[number].num_elements]
+
+
+def _reduce_and_invert(number: int, payloads: Tensor, layout: Layout, own: Own | None = None) -> Tensor:
+    if own is None:
+        return _invert(_reduce(number, payloads, layout), number, layout)
+    elements, others = _own_elements(number, own, layout), _others(number, payloads, layout, own)
+    return elements + _invert(functools.reduce(torch.add, others), number, layout) if others else elements
 
 
 def quantize(input: Tensor, payload: Tensor, layout: Layout, rounding: StochasticRounding | None = None) -> None:

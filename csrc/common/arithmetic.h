@@ -10,7 +10,7 @@
 namespace sdp4bit {
 
 constexpr uint32_t kInfinityBits = 0x7F800000u, kNanBits = 0x7FC00000u, kLargestBf16Bits = 0x7F7F0000u;
-constexpr uint32_t kSmallestNormalBits = 0x00800000u;  // 2^-126: the reciprocal of every scale is finite
+constexpr uint32_t kSmallestScaleBits = 0x04800000u;  // 2^-118: 256 times the reciprocal of every scale is finite
 
 SDP4BIT_HOST_DEVICE uint32_t bits_of(float value) {
 #ifdef __CUDA_ARCH__
@@ -61,17 +61,18 @@ SDP4BIT_HOST_DEVICE uint16_t float_to_fp16(float value) {  // to nearest even; e
 
 SDP4BIT_HOST_DEVICE int largest_code(int bits) { return bits > 1 ? (1 << (bits - 1)) - 1 : 1; }
 
-// What the group's scale field holds: `magnitude` is the absmax, or the mean magnitude at one bit. As a float.
+// What the group's scale field holds: `magnitude` is the absmax, or the mean magnitude at one bit. As a float. Without
+// branches, so that compilers handle several groups at once.
 SDP4BIT_HOST_DEVICE float group_scale(const sdp4bit_format& format, uint32_t absmax_bits, float magnitude) {
-  if (absmax_bits == 0) return 0.0f;
-  if (absmax_bits >= kInfinityBits) return float_of(kNanBits);
   const float scale = magnitude / static_cast<float>(largest_code(format.bits));
   uint32_t bits = bits_of(scale);  // positive, so that integers order like floats
-  if (bits >= kInfinityBits) return float_of(kNanBits);
-  bits = bits < kSmallestNormalBits ? kSmallestNormalBits : bits;
-  if (format.scale_type == SDP4BIT_FP32) return float_of(bits);
-  bits = (bits + 0xFFFFu) & 0xFFFF0000u;  // upwards, so that no code has to be clipped
-  return float_of(bits < kLargestBf16Bits ? bits : kLargestBf16Bits);
+  const bool finite = (absmax_bits < kInfinityBits) & (bits < kInfinityBits);
+  bits = bits < kSmallestScaleBits ? kSmallestScaleBits : bits;
+  const uint32_t upwards = (bits + 0xFFFFu) & 0xFFFF0000u;  // so that no code has to be clipped
+  const uint32_t in_bf16 = upwards < kLargestBf16Bits ? upwards : kLargestBf16Bits;
+  bits = format.scale_type == SDP4BIT_FP32 ? bits : in_bf16;
+  bits = finite ? bits : kNanBits;
+  return float_of(absmax_bits == 0 ? 0 : bits);
 }
 
 SDP4BIT_HOST_DEVICE bool is_coded(float scale) { return scale > 0.0f; }  // neither a zero group nor a NaN one

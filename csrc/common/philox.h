@@ -1,4 +1,4 @@
-// Philox4x32-10 (Salmon et al., SC 2011) and the names of a random number, for host and device.
+// Philox4x32-7 (Salmon et al., SC 2011) and the names of a random number, for host and device.
 #pragma once
 
 #include "wire.h"
@@ -7,6 +7,7 @@ namespace sdp4bit {
 
 constexpr uint32_t kPhiloxMultiplier0 = 0xD2511F53u, kPhiloxMultiplier1 = 0xCD9E8D57u;
 constexpr uint32_t kPhiloxKeyStep0 = 0x9E3779B9u, kPhiloxKeyStep1 = 0xBB67AE85u;
+constexpr int kPhiloxRounds = 7;
 constexpr int kElementsPerPhilox = 32;  // 8 bits an element; each of a block's 16 bytes serves twice, see mirror
 
 struct PhiloxBlock {
@@ -19,7 +20,7 @@ SDP4BIT_HOST_DEVICE PhiloxBlock philox_counter(const sdp4bit_rounding& rounding,
            rounding.bucket << 8 | rounding.hop}};
 }
 
-// The two key words of round `round`, of ten.
+// The two key words of round `round`.
 SDP4BIT_HOST_DEVICE constexpr uint32_t philox_key0(uint64_t seed, int round) {
   return static_cast<uint32_t>(seed) + static_cast<uint32_t>(round) * kPhiloxKeyStep0;
 }
@@ -31,7 +32,7 @@ SDP4BIT_HOST_DEVICE PhiloxBlock philox(PhiloxBlock c, uint64_t seed) {
 #ifdef __CUDACC__
 #pragma unroll
 #endif
-  for (int round = 0; round < 10; ++round) {
+  for (int round = 0; round < kPhiloxRounds; ++round) {
     const uint64_t product0 = uint64_t{kPhiloxMultiplier0} * c.word[0];
     const uint64_t product1 = uint64_t{kPhiloxMultiplier1} * c.word[2];
     c = {{static_cast<uint32_t>(product1 >> 32) ^ c.word[1] ^ philox_key0(seed, round), static_cast<uint32_t>(product1),

@@ -1,4 +1,5 @@
-// The dequantizing kernel: sum over the sources, transform back, put into or onto the output. Then its launcher.
+// The dequantizing kernel: sum over the sources, transform back, add own elements, put into or onto the output.
+// Then its launcher.
 #pragma once
 
 #include "launch.cuh"
@@ -36,6 +37,7 @@ __global__ void __launch_bounds__(256)
       for (int i = 0; i < kElements; ++i) x.value[i] = x.value[i] * kInverseHadamard;
     }
     if (index >= segment.num_elements) continue;
+    source.own.add_to(x, number, index);
     switch (output_type) {
       case SDP4BIT_FP32:
         put<SDP4BIT_FP32>(output, segment, index, x, adds);
@@ -56,7 +58,7 @@ inline int launch_dequantize(const sdp4bit_sources& sources, void* output, int32
                              const sdp4bit_execution& execution) {
   if (const int error = check_sources(sources)) return error;
   if (!is_type(output_type)) return SDP4BIT_INVALID_ARGUMENT;
-  return with_reduction(sources, [&](const auto& source) {
+  return with_reduction<OwnLast>(sources, [&](const auto& source) {
     const sdp4bit_layout& layout = *sources.layout;
     const int64_t blocks = divide_up(layout.max_elements, 256 * kElements);
     return launch(dequantize_kernel<std::decay_t<decltype(source)>>, blocks, 256, layout.num_segments, execution,

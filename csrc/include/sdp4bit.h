@@ -51,7 +51,8 @@ typedef struct {
 /* What a sum is taken over, one after the other: source r's payload starts at payloads + r * source_stride. In the
  * place of source own_place, which is not read, stand values that were never quantized: elements of `own`, addressed by
  * the layout's segments, or where own_sources is given, the sum of those. That has the same hadamard and the same
- * num_elements, and own elements itself; there are no more than these two levels. */
+ * num_elements, and own elements itself; there are no more than these two levels. A sum that is transformed back leaves
+ * own elements out and adds them last, as they are. */
 typedef struct sdp4bit_sources {
   const uint8_t* payloads;
   int64_t source_stride;

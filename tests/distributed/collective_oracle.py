@@ -2,7 +2,8 @@
 
 Only the arithmetic of one quantization group is the package's own (`reference`, which has tests of its own). Sums run
 over the ranks of a node, then over the ranks in the owner's place on every node, both in ascending order. What a rank
-adds up itself of its own, and the owner of its own node, is not quantized.
+adds up itself of its own, and the owner of its own node, is not quantized; the owner adds its own elements last, to what
+has been transformed back.
 """
 
 from __future__ import annotations
@@ -120,11 +121,19 @@ def _place(nodes: tuple, owner: int) -> int:
 
 
 def _exact_shard(case: Case, gradients: Tensor, nodes: tuple, owner: int) -> Tensor:
-    own = gradients[:, owner * case.shard_size : (owner + 1) * case.shard_size].float()
-    return _summed([_summed(own[list(ranks)]) for ranks in _levels(nodes, _place(nodes, owner))])
+    rows = gradients[:, owner * case.shard_size : (owner + 1) * case.shard_size].float()
+    levels = _levels(nodes, _place(nodes, owner))
+    sums = [_summed([rows[rank] for rank in ranks if rank != owner]) for ranks in levels]
+    return _owner_last(rows[owner], _summed([total for total in sums if total is not None]))
 
 
-def _summed(rows: Tensor | list[Tensor]) -> Tensor:
+def _owner_last(own: Tensor, others: Tensor | None) -> Tensor:
+    return own if others is None else others + own
+
+
+def _summed(rows: list[Tensor]) -> Tensor | None:
+    if not rows:
+        return None
     total = rows[0]
     for row in rows[1:]:
         total = total + row
@@ -145,17 +154,18 @@ def _reduced_shard(case: Case, gradients: Tensor, nodes: tuple, owner: int) -> T
             return values
         return received(values, first, case.rounding_name(first, 0, rank), offset)
 
-    def collected(ranks: tuple[int, ...]) -> Tensor:
+    def collected(ranks: tuple[int, ...]) -> Tensor | None:
         collector = ranks[place] if two_level else owner
-        total = _summed([sent(rank, collector) for rank in ranks])
+        total = _summed([sent(rank, collector) for rank in ranks if rank != owner])
         if collector == owner:
             return total
         return received(total, case.inter, case.rounding_name(case.inter, 1, collector), offset)
 
-    total = _summed([collected(ranks) for ranks in _levels(nodes, place)])
-    if first.hadamard:
+    sums = [collected(ranks) for ranks in _levels(nodes, place)]
+    total = _summed([total for total in sums if total is not None])
+    if first.hadamard and total is not None:
         total = reference.hadamard_transform(total, first.hadamard) * (1.0 / first.hadamard)
-    return total[: case.shard_size]
+    return _owner_last(gradients[owner, own].float(), None if total is None else total[: case.shard_size])
 
 
 def gathered(case: Case, model: Tensor, main: Tensor, message_format: MessageFormat, direct: bool = False) -> Tensor:

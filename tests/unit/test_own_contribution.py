@@ -48,11 +48,19 @@ def packed_like(layout: Layout, fmt: MessageFormat) -> Layout:
 class Case:
     """A sum with something of its own: its messages, and how to say the rest with either kind of layout."""
 
-    def __init__(self, layout: Layout, place: int, dtype: torch.dtype, inner: tuple[Layout, int] | None = None) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        place: int,
+        dtype: torch.dtype,
+        inner: tuple[Layout, int] | None = None,
+        num_sources: int = 3,
+        num_inner_sources: int = 2,
+    ) -> None:
         self.layout, self.place, self.inner = layout, place, inner
-        self.rows = rows_without(place, layout, 3)
+        self.rows = rows_without(place, layout, num_sources)
         self.values = adversarial_values(num_elements(inner[0] if inner else layout), seed=11).to(dtype)
-        self.inner_rows = rows_without(inner[1], inner[0], 2, seed=5) if inner else None
+        self.inner_rows = rows_without(inner[1], inner[0], num_inner_sources, seed=5) if inner else None
 
     def own(self, values: Tensor, prepare: Prepare = lambda layout: layout) -> Own:
         if self.inner is None:
@@ -161,31 +169,64 @@ def test_a_large_sum_with_several_threads_has_the_same_bits_even_where_it_overwr
         torch.set_num_threads(before)
 
 
+@every_implementation
+@pytest.mark.parametrize("num_sources", (1, 2, 5))
+@pytest.mark.parametrize("num_inner_sources", (None, 1, 4))
+def test_any_number_of_other_sources_even_none(
+    num_inner_sources: int | None, num_sources: int, implementation: str
+) -> None:
+    for hadamard in (0, 32):
+        layout, node = (wire.single_message(MessageFormat(bits, 128, hadamard), 1500) for bits in (4, 8))
+        for dtype in DTYPES:
+            for place in {0, num_sources // 2, num_sources - 1}:
+                if num_inner_sources is None:
+                    case = Case(layout, place, dtype, num_sources=num_sources)
+                else:
+                    inner = (node, num_inner_sources // 2)
+                    case = Case(layout, place, dtype, inner, num_sources, num_inner_sources)
+                case.check(implementation, MessageFormat(4, 64, hadamard), ROUNDING)
+                case.check_reduce(implementation, torch.float32)
+                case.check_reduce_in_place(implementation)
+
+
 def random_ranks(num_ranks: int) -> Tensor:
     return torch.randn(num_ranks, 1000, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize("hadamard", (0, 32))
 @pytest.mark.parametrize("place", (0, 1, 2))
-def test_own_values_are_those_that_a_32_bit_message_would_have_brought(place: int, hadamard: int) -> None:
+def test_what_stays_transformed_has_own_values_as_a_32_bit_message_would_have_brought_them(
+    place: int, hadamard: int
+) -> None:
     ranks, layout = random_ranks(3), wire.single_message(MessageFormat(32, 64, hadamard), 1000)
     rows = torch.stack([quantized(values, layout) for values in ranks])
-    expected, output = torch.empty(1000), torch.empty(1000)
-    reference.dequantize_reduce(rows, expected, layout)
+    expected, payload = empty_payload(layout), empty_payload(layout)
+    reference.dequantize_reduce_quantize(rows, expected, layout, layout)
     rows[place] = 0xFF
+    reference.dequantize_reduce_quantize(rows, payload, layout, layout, None, Own(place, ranks[place]))
+    assert torch.equal(payload, expected)
+
+
+@pytest.mark.parametrize("place", (0, 1, 2))
+def test_what_is_transformed_back_has_own_values_added_last_and_exactly(place: int) -> None:
+    ranks, layout = random_ranks(3), wire.single_message(MessageFormat(4, 64, 32), 1000)
+    rows, others, output = torch.stack([quantized(v, layout) for v in ranks]), torch.empty(1000), torch.empty(1000)
+    reference.dequantize_reduce(rows[[row for row in range(3) if row != place]], others, layout)
     reference.dequantize_reduce(rows, output, layout, Own(place, ranks[place]))
-    assert torch.equal(output, expected)
+    assert torch.equal(output, others + ranks[place])
 
 
-def test_a_sum_over_two_levels_is_taken_in_the_order_of_the_rows() -> None:
-    a, b, c, own = random_ranks(4)
+def test_a_sum_over_two_levels_is_taken_in_the_order_of_the_rows_with_own_values_last() -> None:
+    a, b, c, d, own = random_ranks(5)
     layout = wire.single_message(MessageFormat(32, 64), 1000)
-    outer, inner = (torch.stack([quantized(v, layout) for v in pair]) for pair in ((a, own), (b, c)))
-    inner = torch.cat([inner, inner[:1]])
-    node, output = NodeSum(inner, layout, Own(2, own)), torch.empty(1000)
-    reference.dequantize_reduce(outer, output, layout, Own(1, node))
-    assert torch.equal(output, a + ((b + c) + own))
-    assert not torch.equal(output, a + (b + (c + own)))
+    outer, inner = (torch.stack([quantized(v, layout) for v in rows]) for rows in ((a, own, d), (b, own, c)))
+    output, payload = torch.empty(1000), empty_payload(layout)
+    sources = outer, NodeSum(inner, layout, Own(1, own))
+    reference.dequantize_reduce(sources[0], output, layout, Own(1, sources[1]))
+    assert torch.equal(output, ((a + (b + c)) + d) + own)
+    assert not torch.equal(output, (a + ((b + c) + own)) + d)
+    reference.dequantize_reduce_quantize(sources[0], payload, layout, layout, None, Own(1, sources[1]))
+    assert torch.equal(payload.view(torch.float32)[:1000], (a + ((b + own) + c)) + d)
 
 
 def test_a_sum_of_4_bits_is_closer_to_the_exact_one_with_own_values() -> None:
@@ -205,7 +246,7 @@ def test_a_nan_or_an_infinity_of_ones_own_surfaces_where_it_was(special: float) 
     values[200] = special
     own = Own(0, NodeSum(rows, layout, Own(1, values)))
     reference.dequantize_reduce(rows, output, layout, own)
-    assert (~output.isfinite()).nonzero().flatten().tolist() == list(range(192, 224))  # its Hadamard block
+    assert (~output.isfinite()).nonzero().flatten().tolist() == [200]
     reference.dequantize_reduce_quantize(rows, payload, layout, layout, None, own)
     reference.dequantize(payload, output, layout)
     assert output.isnan().nonzero().flatten().tolist() == list(range(128, 256))  # its group
