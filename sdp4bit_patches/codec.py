@@ -238,8 +238,8 @@ def dequantize_reduce_quantize(
 ) -> None:
     """Sum the R sources of `payloads`, uint8[R, bytes], and write the sum into `payload` in `output_layout`'s format.
 
-    `own` stands in for one of them, in its place. Values stay transformed, so both formats have the same `hadamard`; both layouts
-    list the same ranges.
+    `own` stands in for one of them, in its place. Values stay transformed, so both formats have the same `hadamard`;
+    both layouts list the same ranges.
     """
     _check_payload("payloads", payloads, layout, num_dims=2)
     _check_payload("payload", payload, output_layout)

@@ -6,8 +6,8 @@
     3 between       all-to-all of the node's sums, summed over the nodes
 
 Where nodes do not pair, one all-to-all over all ranks. Sums are in fp32 and in the same order as those of
-`QuantizedReduceScatter` in its exact form, one's own elements last: the same bits. What a rank keeps for itself is never
-rounded to bf16.
+`QuantizedReduceScatter` in its exact form, one's own elements last: the same bits. What a rank keeps for itself is
+never rounded to bf16.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 Only the arithmetic of one quantization group is the package's own (`reference`, which has tests of its own). Sums run
 over the ranks of a node, then over the ranks in the owner's place on every node, both in ascending order. What a rank
-adds up itself of its own, and the owner of its own node, is not quantized; the owner adds its own elements last, to what
-has been transformed back.
+adds up itself of its own, and the owner of its own node, is not quantized; the owner adds its own elements last, to
+what has been transformed back.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import cache
+from functools import cache, reduce
 from itertools import product
 from types import SimpleNamespace
 
@@ -97,12 +97,14 @@ def _bucket(name: object) -> Tensor:
     return torch.cat([outputs[name] for outputs in _launched()])
 
 
-def test_identity_is_the_exact_sum_inside_the_nodes_then_between_them() -> None:
+def test_identity_is_the_exact_sum_inside_the_nodes_then_between_them_and_own_elements_last() -> None:
     rows = CASES["identity"].gradients()
-    expected = (rows[0] + rows[1]) + (rows[2] + rows[3])
-    assert same_bits(_bucket("identity"), expected)
-    in_another_order = ((rows[0] + rows[1]) + rows[2]) + rows[3]
-    assert not same_bits(_bucket("identity"), in_another_order), "the order of the sum shows"
+    a, b, c, d = (row.chunk(4) for row in rows)
+    of_two_owners = [(b[0] + (c[0] + d[0])) + a[0], (a[1] + (c[1] + d[1])) + b[1]]
+    assert same_bits(_bucket("identity")[: rows.shape[1] // 2], torch.cat(of_two_owners))
+    assert same_bits(_bucket("identity"), _sum_by_node(rows, CASES["identity"].hosts))
+    own_elements_in_their_place = (rows[0] + rows[1]) + (rows[2] + rows[3])
+    assert not same_bits(_bucket("identity"), own_elements_in_their_place), "the order of the sum shows"
 
 
 def test_what_the_codes_hold_exactly_arrives_exactly_each_element_in_its_place() -> None:
@@ -295,15 +297,15 @@ def test_an_exact_sum_is_taken_by_node_and_crosses_between_nodes_once() -> None:
 
 
 def _sum_by_node(rows: Tensor, hosts: str) -> Tensor:
-    """Over the ranks of each node, then over the nodes as each place's ranks ascend; at once where nodes are uneven."""
+    """Each owner's shard, without its own elements over the ranks of each node, then over the nodes as the ranks in its
+    place ascend (at once where nodes are uneven), and then its own."""
     nodes = group_by_node(hosts)
     if len({len(node) for node in nodes}) > 1:
-        return sum(rows, torch.zeros(rows.shape[1]))
-    of_node = {rank: sum(rows[list(node)], torch.zeros(rows.shape[1])) for node in nodes for rank in node}
+        nodes = ((*range(len(rows)),),)
     shards = []
-    for rank, columns in enumerate(torch.arange(rows.shape[1]).chunk(4)):
-        place = next(node.index(rank) for node in nodes if rank in node)
-        shards.append(
-            sum((of_node[r][columns] for r in sorted(node[place] for node in nodes)), torch.zeros(len(columns)))
-        )
+    for owner, shard in enumerate(rows.chunk(len(rows), dim=1)):
+        place = next(node.index(owner) for node in nodes if owner in node)
+        others = [[rank for rank in node if rank != owner] for node in sorted(nodes, key=lambda node: node[place])]
+        sums = [reduce(torch.add, shard[ranks]) for ranks in others if ranks]
+        shards.append(reduce(torch.add, [*sums, shard[owner]]))
     return torch.cat(shards)
