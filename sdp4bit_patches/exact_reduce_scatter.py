@@ -109,20 +109,18 @@ class ExactReduceScatter:
         sent, received, totals, arrived, neighbours = parts
         between = _Exchange(arrived, self._shard, dtype, self._across) if self._across else None
         rows = self._read_in_node() if self._memory else self._exchange_kept(sent, received, dtype)
-        own = rows[self._place][self._across.rank() if between else 0]
+        node = self._across.rank() if between else 0
+        own = rows[self._place][node]
+        sums = [row[node] for place, row in enumerate(rows) if place != self._place]
         if between:
-            neighbours = neighbours[: self._shard]
             totals = totals.view(dtype)[: between.rows.numel()].view_as(between.rows)
-            self._sum_in_node(rows, output, totals, neighbours)
-        else:
-            _sum_rows([*self._others(rows, 0), own], output)
-        read = self._memory.read() if self._memory else None
-        if between:
+            self._sum_for_others(rows, output, totals)
+            neighbours = _sum_of(sums, neighbours[: self._shard])
             sums = list(between.run(totals.view(-1)))
-            sums[self._across.rank()] = neighbours
-            _sum_rows([*sums, own], output)
-        if read:
-            read.wait()
+            sums[node] = neighbours
+        _sum_rows([*sums, own], output)
+        if self._memory:
+            self._memory.read().wait()
 
     def _read_in_node(self) -> list[list[Tensor]]:
         """By rank of the node, the shards that it has kept for this one."""
@@ -146,16 +144,10 @@ class ExactReduceScatter:
         rows[self._place] = kept[self._place]
         return [list(row.view(-1, self._shard)) for row in rows]
 
-    def _others(self, rows: Sequence[Sequence[Tensor]], node: int) -> list[Tensor]:
-        """Of the rows, shard `node` of all ranks but this one."""
-        return [row[node] for place, row in enumerate(rows) if place != self._place]
-
-    def _sum_in_node(self, rows: Sequence[Sequence[Tensor]], spare: Tensor, totals: Tensor, neighbours: Tensor) -> None:
-        """Sum this node's rows for every other node, into `totals`, and without this rank's for its own, into
-        `neighbours`. spare: fp32[shard]."""
+    def _sum_for_others(self, rows: Sequence[Sequence[Tensor]], spare: Tensor, totals: Tensor) -> None:
+        """Sum this node's rows for every other node, into `totals`. spare: fp32[shard]."""
         for node, target in enumerate(totals):
             if node == self._across.rank():
-                _sum_rows(self._others(rows, node), neighbours)
                 continue
             total = target if target.dtype == torch.float32 else spare
             _sum_rows([row[node] for row in rows], total)
@@ -179,6 +171,14 @@ class _Exchange:
         """Send the rows of `sent`, flat, and wait for those of the others."""
         self._all_to_all.send(sent, self._splits).wait()
         return self.rows
+
+
+def _sum_of(rows: Sequence[Tensor], space: Tensor) -> Tensor:
+    """Their sum: in `space`, or where a single one stands."""
+    if len(rows) == 1:
+        return rows[0]
+    _sum_rows(rows, space)
+    return space
 
 
 def _sum_rows(rows: Sequence[Tensor], output: Tensor) -> None:
