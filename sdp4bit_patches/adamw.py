@@ -24,7 +24,7 @@ from sdp4bit_patches import codec
 from sdp4bit_patches.adamw_reference import AdamWStep
 
 SECOND_MOMENTS = ("updated", "state", "largest", "bounded")
-ROUNDED, RSQRT14, GIVEN = range(3)  # the native square roots: see sdp4bit.h
+ROUNDED, RSQRT14, RSQRT12, GIVEN = range(4)  # the native square roots: see sdp4bit.h
 MAX_SCALES = 4
 
 
@@ -149,7 +149,7 @@ def _square_root_on(device: torch.device) -> int | None:
 
 @functools.cache
 def _square_root_of_torch(module: ModuleType) -> int | None:
-    for square_root in (ROUNDED, RSQRT14, GIVEN):
+    for square_root in (ROUNDED, RSQRT14, RSQRT12, GIVEN):
         if _agrees(module, square_root):
             return square_root
     sentence = "torch's AdamW rounds on this processor in a way that the native one does not know"

@@ -13,6 +13,8 @@ namespace avx512 {
 #include "vector_avx512.inc"
 // The loops come behind the operations they are made of.
 #include "kernels.inc"
+#include "rsqrt12.inc"
+// As above.
 #include "lanes_avx512.inc"
 // As above.
 #include "../common/adamw.inc"

@@ -56,6 +56,8 @@ const Kernels* kernels_for(int32_t isa);
 
 // SDP4BIT_SQRT_RSQRT14 of one element, for code compiled without AVX-512 on a processor that has it.
 float rsqrt14_square_root(float value);
+// SDP4BIT_SQRT_RSQRT12 of one element.
+float rsqrt12_square_root(float value);
 
 // Check, split over the threads, run. Return an error code of sdp4bit.h.
 int run(const QuantizeJob& job, const sdp4bit_execution& execution);

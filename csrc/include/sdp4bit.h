@@ -82,9 +82,10 @@ typedef struct {
 /* Which second moment a provisional AdamW step divides by: see sdp4bit_adamw_provisional. */
 enum { SDP4BIT_UPDATED = 0, SDP4BIT_STATE = 1, SDP4BIT_LARGEST = 2, SDP4BIT_BOUNDED = 3 };
 /* AdamW's square root. RSQRT14: x * rsqrt14(x), refined once by Newton's method, as MKL and so torch computes it with
- * AVX-512 (at most 1 ulp too small); needs a processor that has it. GIVEN: the caller has taken the roots. CUDA knows
- * ROUNDED, to nearest, only. */
-enum { SDP4BIT_SQRT_ROUNDED = 0, SDP4BIT_SQRT_RSQRT14 = 1, SDP4BIT_SQRT_GIVEN = 2 };
+ * AVX-512 (at most 1 ulp too small). RSQRT12: from rsqrtps, refined twice, as MKL computes it on an AMD processor
+ * without AVX-512. Both need a processor that has what they start from. GIVEN: the caller has taken the roots. CUDA
+ * knows ROUNDED, to nearest, only. */
+enum { SDP4BIT_SQRT_ROUNDED = 0, SDP4BIT_SQRT_RSQRT14 = 1, SDP4BIT_SQRT_RSQRT12 = 2, SDP4BIT_SQRT_GIVEN = 3 };
 enum { SDP4BIT_ADAMW_MAX_SCALES = 4 };
 
 typedef struct {

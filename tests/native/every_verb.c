@@ -109,7 +109,10 @@ static void step_all_sizes(int32_t isa) {
   const int has_rsqrt14 = sdp4bit_best_isa() == SDP4BIT_ISA_AVX512;
   for (int i = 0; i < 9; ++i) {
     for (int32_t root = SDP4BIT_SQRT_ROUNDED; root <= SDP4BIT_SQRT_GIVEN; ++root) {
-      if (root != SDP4BIT_SQRT_RSQRT14 || has_rsqrt14) step(sizes[i], root, isa);
+      const int has_root = root == SDP4BIT_SQRT_RSQRT14   ? has_rsqrt14
+                           : root == SDP4BIT_SQRT_RSQRT12 ? sdp4bit_best_isa() != SDP4BIT_ISA_SCALAR
+                                                          : 1;
+      if (has_root) step(sizes[i], root, isa);
     }
   }
 }
