@@ -104,15 +104,16 @@ static void step(int64_t n, int32_t square_root, int32_t isa) {
   for (int k = 0; k < 7; ++k) free(memory[k]);
 }
 
+static int has_root(int32_t square_root) {
+  if (square_root == SDP4BIT_SQRT_RSQRT14) return sdp4bit_best_isa() == SDP4BIT_ISA_AVX512;
+  return square_root != SDP4BIT_SQRT_RSQRT12 || sdp4bit_best_isa() != SDP4BIT_ISA_SCALAR;
+}
+
 static void step_all_sizes(int32_t isa) {
   const int64_t sizes[] = {0, 1, 7, 15, 16, 31, 33, 100, 200003};
-  const int has_rsqrt14 = sdp4bit_best_isa() == SDP4BIT_ISA_AVX512;
   for (int i = 0; i < 9; ++i) {
     for (int32_t root = SDP4BIT_SQRT_ROUNDED; root <= SDP4BIT_SQRT_GIVEN; ++root) {
-      const int has_root = root == SDP4BIT_SQRT_RSQRT14   ? has_rsqrt14
-                           : root == SDP4BIT_SQRT_RSQRT12 ? sdp4bit_best_isa() != SDP4BIT_ISA_SCALAR
-                                                          : 1;
-      if (has_root) step(sizes[i], root, isa);
+      if (has_root(root)) step(sizes[i], root, isa);
     }
   }
 }

@@ -221,11 +221,11 @@ def test_a_sum_over_two_levels_is_taken_in_the_order_of_the_rows_with_own_values
     layout = wire.single_message(MessageFormat(32, 64), 1000)
     outer, inner = (torch.stack([quantized(v, layout) for v in rows]) for rows in ((a, own, d), (b, own, c)))
     output, payload = torch.empty(1000), empty_payload(layout)
-    sources = outer, NodeSum(inner, layout, Own(1, own))
-    reference.dequantize_reduce(sources[0], output, layout, Own(1, sources[1]))
+    of_node = Own(1, NodeSum(inner, layout, Own(1, own)))
+    reference.dequantize_reduce(outer, output, layout, of_node)
     assert torch.equal(output, ((a + (b + c)) + d) + own)
     assert not torch.equal(output, (a + ((b + c) + own)) + d)
-    reference.dequantize_reduce_quantize(sources[0], payload, layout, layout, None, Own(1, sources[1]))
+    reference.dequantize_reduce_quantize(outer, payload, layout, layout, None, of_node)
     assert torch.equal(payload.view(torch.float32)[:1000], (a + ((b + own) + c)) + d)
 
 
