@@ -11,7 +11,8 @@ from tools.toml_files import read_toml
 
 _KEYS = {"title", "config", "nodes", "ranks-per-node", "link-mbit", "rounds", "steps-per-block", "shape", "schemes"}
 
-_SHAPE = {"seq-length", "accumulation"}
+_SHAPE, _SHAPE_FURTHER = {"seq-length", "accumulation"}, {"device-ms", "schemes", "judged-rounds"}
+_SCHEME, _SCHEME_FURTHER = {"flags"}, {"judged", "settle-steps"}
 
 
 @dataclass(frozen=True)
@@ -20,12 +21,14 @@ class Shape:
 
     device_ms: what a device besides would compute for, a step, while the host's cores are free: a rank waits so long.
     schemes: those that are measured; all where it is empty.
+    judged_rounds: turns of the schemes whose ratio is judged to 3 %; as many as all others' where it is None.
     """
 
     seq_length: int
     accumulation: int
     device_ms: float = 0.0
     schemes: tuple[str, ...] = ()
+    judged_rounds: int | None = None
 
     @property
     def name(self) -> str:
@@ -36,11 +39,11 @@ class Shape:
 @dataclass(frozen=True)
 class Scheme:
     """A way to send, by the flags that ask for it. `settle_steps`: not counted, at the beginning of every rate.
-    `rounds`: turns that it takes, of `steps_per_block` each."""
+    `is_judged`: whether its ratio is judged to 3 %, which takes more turns."""
 
     name: str
     flags: tuple[str, ...]
-    rounds: int
+    is_judged: bool = False
     settle_steps: int = 0
 
 
@@ -53,6 +56,7 @@ class Grid:
     nodes: int
     ranks_per_node: int
     link_mbit: tuple[float, ...]
+    rounds: int
     steps_per_block: int
     shapes: tuple[Shape, ...]
     schemes: tuple[Scheme, ...]
@@ -66,6 +70,10 @@ class Grid:
         """The schemes that are measured in a shape."""
         return [scheme for scheme in self.schemes if not shape.schemes or scheme.name in shape.schemes]
 
+    def rounds_of(self, shape: Shape, scheme: Scheme) -> int:
+        """Turns that a scheme takes in a shape, of `steps_per_block` counted steps each."""
+        return (shape.judged_rounds or self.rounds) if scheme.is_judged else self.rounds
+
     def words(self, shape: Shape, scheme: Scheme) -> list[str]:
         """The command line of a scheme's run."""
         batch = self.world_size * shape.accumulation
@@ -75,10 +83,10 @@ class Grid:
     def quick(self) -> Grid:
         """What CI has the time for: one shape, the slowest link, the schemes that the numbers are about."""
         names = ("baseline", "fp32_exchange", "sdp4bit", "duo4bit_adaptive")
-        few_steps = [replace(s, settle_steps=s.settle_steps // 2, rounds=1) for s in self.schemes]
+        few_steps = [replace(s, settle_steps=s.settle_steps // 2) for s in self.schemes]
         schemes = tuple(scheme for scheme in few_steps if scheme.name in names)
-        few = {"link_mbit": self.link_mbit[-1:], "shapes": self.shapes[:1]}
-        return replace(self, schemes=schemes, **few)
+        shape = replace(self.shapes[0], judged_rounds=1)
+        return replace(self, schemes=schemes, link_mbit=self.link_mbit[-1:], rounds=1, shapes=(shape,))
 
 
 def read_grid(path: Path) -> Grid:
@@ -91,13 +99,14 @@ def read_grid(path: Path) -> Grid:
     check_keys(str(path), table, _KEYS, _KEYS)
     shapes = []
     for shape in table["shape"]:
-        check_keys(f"{path}, shape", shape, {*_SHAPE, "device-ms", "schemes"}, _SHAPE)
-        further = float(shape.get("device-ms", 0.0)), tuple(shape.get("schemes", ()))
+        check_keys(f"{path}, shape", shape, _SHAPE | _SHAPE_FURTHER, _SHAPE)
+        further = float(shape.get("device-ms", 0.0)), tuple(shape.get("schemes", ())), shape.get("judged-rounds")
         shapes.append(Shape(shape["seq-length"], shape["accumulation"], *further))
     schemes = []
     for name, scheme in table["schemes"].items():
-        check_keys(f"{path}, schemes.{name}", scheme, {"flags", "rounds", "settle-steps"}, {"flags"})
-        counts = scheme.get("rounds", table["rounds"]), scheme.get("settle-steps", 0)
-        schemes.append(Scheme(name, tuple(shlex.split(scheme["flags"])), *counts))
+        check_keys(f"{path}, schemes.{name}", scheme, _SCHEME | _SCHEME_FURTHER, _SCHEME)
+        further = scheme.get("judged", False), scheme.get("settle-steps", 0)
+        schemes.append(Scheme(name, tuple(shlex.split(scheme["flags"])), *further))
     numbers = [table[key] for key in ("title", "config", "nodes", "ranks-per-node")]
-    return Grid(*numbers, tuple(table["link-mbit"]), table["steps-per-block"], tuple(shapes), tuple(schemes))
+    counts = table["rounds"], table["steps-per-block"]
+    return Grid(*numbers, tuple(table["link-mbit"]), *counts, tuple(shapes), tuple(schemes))

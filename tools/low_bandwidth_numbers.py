@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
+from scipy.stats import bootstrap
+
 Row = dict[str, Any]
 # Link rates (Mbit/s) that the collectives are judged at, and the one at which data-parallel traffic dominates.
 COLLECTIVE_RATES, SLOWEST = {200, 1000}, 200
@@ -87,9 +90,21 @@ def cells(steps: list[Row]) -> dict[Cell, dict[str, Row]]:
     return table
 
 
+def _ratios(row: Row, other: Row) -> list[float]:
+    """Of neighbouring steps, `row`'s time to `other`'s; what one of them has made more is left out."""
+    return [mine / its for mine, its in zip(row["steps_ms"], other["steps_ms"], strict=False)]
+
+
 def ratio(row: Row, other: Row) -> float:
-    """Median over neighbouring steps of `row`'s time to `other`'s; what one of them has made more is left out."""
-    return statistics.median(mine / its for mine, its in zip(row["steps_ms"], other["steps_ms"], strict=False))
+    """Median over neighbouring steps of `row`'s time to `other`'s."""
+    return statistics.median(_ratios(row, other))
+
+
+def ratio_interval(row: Row, other: Row) -> tuple[float, float]:
+    """Between which values nine of ten such medians lie when the steps are drawn anew from those that were measured."""
+    ratios = _ratios(row, other)
+    interval = bootstrap((ratios,), np.median, confidence_level=0.9, method="percentile", rng=0).confidence_interval
+    return float(interval.low), float(interval.high)
 
 
 def loss(row: Row, rows: dict[str, Row]) -> float:
@@ -124,8 +139,9 @@ def _duo(steps: list[Row]) -> Iterator[Verdict]:
 
 
 def _within(what: str, row: Row, reference: Row) -> Verdict:
-    times = ratio(row, reference)
-    return Verdict(what, f"≤ {1 + STEP_TOLERANCE:.2f}x SDP4Bit's", f"{times:.3f}x", times <= 1 + STEP_TOLERANCE)
+    times, (low, high) = ratio(row, reference), ratio_interval(row, reference)
+    measured = f"{times:.3f}x ({low:.3f} – {high:.3f})"
+    return Verdict(what, f"≤ {1 + STEP_TOLERANCE:.2f}x SDP4Bit's", measured, times <= 1 + STEP_TOLERANCE)
 
 
 def is_hidden(row: Row) -> bool:

@@ -136,15 +136,16 @@ def measure(grid: Grid, shape: Shape) -> list[dict[str, Any]]:
 
     runs = [SchemeRun(grid, shape, scheme) for scheme in grid.schemes_of(shape)]
     rows = []
-    total = len(grid.link_mbit) * sum(run.scheme.rounds for run in runs)
+    turns = [grid.rounds_of(shape, run.scheme) for run in runs]
+    total = len(grid.link_mbit) * sum(turns)
     with tqdm(total=total, desc=shape.name, unit="block", disable=dist.get_rank() != 0, mininterval=5.0) as bar:
         for megabits in grid.link_mbit:
             set_link_rate(megabits)
             for run in runs:
                 run.settle()
             blocks: list[list[Any]] = [[] for _ in runs]
-            for turn in range(max(run.scheme.rounds for run in runs)):
-                taking_turns = [index for index, run in enumerate(runs) if turn < run.scheme.rounds]
+            for turn in range(max(turns)):
+                taking_turns = [index for index, own in enumerate(turns) if turn < own]
                 first = turn % len(taking_turns)
                 for index in taking_turns[first:] + taking_turns[:first]:
                     blocks[index].append(runs[index].block(grid.steps_per_block))

@@ -92,16 +92,17 @@ def _sections(
 ) -> list[str]:
     nodes = f"{grid.nodes} nodes x {grid.ranks_per_node} ranks"
     flags = markdown_rows([["scheme", "flags"], *([s.name, f"`{' '.join(s.flags)}`"] for s in grid.schemes)])
-    turns = sorted({scheme.rounds for scheme in grid.schemes})
+    turns = {grid.rounds_of(shape, scheme) for shape in grid.shapes for scheme in grid.schemes_of(shape)}
     versions = f"torch {version('torch')}, megatron-core {version('megatron-core')}, {platform.machine()}"
     return [
         f"# {grid.title}",
         f"`scripts/reproduce/low_bandwidth.sh` wrote this page on {time.strftime('%-d %B %Y')}\n({versions}, "
         f"{os.cpu_count()} cores); a shape that has been measured is not measured again, so some may be older.",
         f"{nodes}, each node a network namespace of one machine whose link is shaped by the kernel "
-        f"(`python -m tools.emulator`). The run is `{grid.config}`; schemes take turns, {' or '.join(map(str, turns))} "
+        f"(`python -m tools.emulator`). The run is `{grid.config}`; schemes take turns, {min(turns)} to {max(turns)} "
         f"blocks of {grid.steps_per_block} counted steps at each rate. A step is as long as on its slowest "
-        "rank; `of SDP4Bit's` is the median of the ratios of neighbouring steps.",
+        "rank; `of SDP4Bit's` is the median of the ratios of neighbouring steps. In brackets beside such a median: "
+        "between which values nine of ten of them lie when the steps are drawn anew.",
         *([f"Not measured in this run: {', '.join(absent)}."] if absent else []),
         "## What is demanded, and what came out",
         verdicts_table(verdicts),

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tools.low_bandwidth_grid import read_grid
-from tools.low_bandwidth_numbers import judge
+from tools.low_bandwidth_numbers import judge, ratio, ratio_interval
 from tools.low_bandwidth_prediction import with_predictions
 from tools.low_bandwidth_report import steps_table, write_report
 
@@ -74,6 +74,14 @@ def test_a_row_that_misses_is_told(index, change, what) -> None:
     assert len(missed) == 1 and what in missed[0]
 
 
+def test_the_interval_of_a_ratio_is_that_of_medians_drawn_anew() -> None:
+    row, other = {"steps_ms": [*range(100, 200)]}, {"steps_ms": [100] * 100}
+    low, high = ratio_interval(row, other)
+    # The standard error of a median of n values is 1 / (2 f sqrt(n)), here 0.05: f is 1 per unit of the ratio.
+    assert ratio(row, other) == pytest.approx(1.495) and 1.33 < low < 1.45 and 1.54 < high < 1.66
+    assert ratio_interval(other, other) == (1.0, 1.0)
+
+
 def test_a_slow_collective_is_told() -> None:
     missed = [verdict for verdict in judge(_collectives(2.9), []) if not verdict.holds]
     assert [verdict.measured for verdict in missed] == ["2.90x"] * 3
@@ -115,6 +123,9 @@ def test_the_page_comes_with_its_pictures(tmp_path) -> None:
 def test_the_grid_is_checked(tmp_path) -> None:
     grid = read_grid(GRID)
     assert {"baseline", "sdp4bit", "duo4bit_adaptive"} <= {scheme.name for scheme in grid.quick().schemes}
+    schemes = {scheme.name: scheme for scheme in grid.schemes}
+    turns = [grid.rounds_of(grid.shapes[0], schemes[name]) for name in ("baseline", "duo4bit", "sdp4bit")]
+    assert turns[0] < turns[1] == turns[2], "what is judged to 3 % takes more turns"
     words = grid.words(grid.shapes[1], grid.schemes[0])
     assert words[words.index("--global-batch-size") + 1] == "16"
     (tmp_path / "grid.toml").write_text(GRID.read_text().replace("rounds", "turns"))
