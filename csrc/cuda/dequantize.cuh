@@ -22,6 +22,18 @@ __device__ __forceinline__ void put(void* output, const sdp4bit_segment& segment
   store<kType>(to, index, segment.num_elements, x);
 }
 
+__device__ __forceinline__ void put(int32_t type, void* output, const sdp4bit_segment& segment, int64_t index,
+                                    Elements x, bool adds) {
+  switch (type) {
+    case SDP4BIT_FP32:
+      return put<SDP4BIT_FP32>(output, segment, index, x, adds);
+    case SDP4BIT_BF16:
+      return put<SDP4BIT_BF16>(output, segment, index, x, adds);
+    default:
+      return put<SDP4BIT_FP16>(output, segment, index, x, adds);
+  }
+}
+
 template <class Reduction>
 __global__ void __launch_bounds__(256)
     dequantize_kernel(const Reduction source, void* output, int32_t output_type, bool adds) {
@@ -36,17 +48,10 @@ __global__ void __launch_bounds__(256)
 #pragma unroll
       for (int i = 0; i < kElements; ++i) x.value[i] = x.value[i] * kInverseHadamard;
     }
-    if (index >= segment.num_elements) continue;
-    source.own.add_to(x, number, index);
-    switch (output_type) {
-      case SDP4BIT_FP32:
-        put<SDP4BIT_FP32>(output, segment, index, x, adds);
-        break;
-      case SDP4BIT_BF16:
-        put<SDP4BIT_BF16>(output, segment, index, x, adds);
-        break;
-      default:
-        put<SDP4BIT_FP16>(output, segment, index, x, adds);
+    // No thread leaves its warp before the end: the next segment's transform exchanges elements between all of them.
+    if (index < segment.num_elements) {
+      source.own.add_to(x, number, index);
+      put(output_type, output, segment, index, x, adds);
     }
     __syncwarp();
   }

@@ -8,6 +8,8 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <type_traits>
 #include <vector>
@@ -44,11 +46,15 @@ namespace emulation {
 
 constexpr std::size_t kStack = 64 << 10;
 
+// What a thread waits for: a barrier of the code, or in a shuffle that all have offered, or that all have read.
+enum class Waiting { kBarrier, kOffered, kRead };
+
 struct Thread {
   ucontext_t context;
   std::vector<char> stack = std::vector<char>(kStack);
   bool finished = false;
   uint32_t offered = 0;
+  Waiting waiting = Waiting::kBarrier;
 };
 inline std::vector<Thread> threads(1024);
 inline ucontext_t scheduler;
@@ -62,8 +68,9 @@ inline void enter() {
 }
 
 // Hand over; comes back once every other thread of the block has had its turn.
-inline void wait() {
+inline void wait(Waiting waiting) {
   const unsigned own = threadIdx.x;
+  threads[own].waiting = waiting;
   swapcontext(&threads[own].context, &scheduler);
   threadIdx.x = own;
 }
@@ -88,18 +95,28 @@ inline void run_block(unsigned num_threads) {
   }
 }
 
+// Ends the process where `other` has not come to the same shuffle as this thread, which on a GPU is undefined. Threads
+// run in their order: those before this one have already read.
+inline void check_arrived(unsigned other) {
+  const Waiting expected = other < threadIdx.x ? Waiting::kRead : Waiting::kOffered;
+  if (!threads[other].finished && threads[other].waiting == expected) return;
+  std::fprintf(stderr, "thread %u exchanges with thread %u, which is elsewhere\n", threadIdx.x, other);
+  std::abort();
+}
+
 }  // namespace emulation
 
-inline void __syncthreads() { emulation::wait(); }
-inline void __syncwarp() { emulation::wait(); }
+inline void __syncthreads() { emulation::wait(emulation::Waiting::kBarrier); }
+inline void __syncwarp() { emulation::wait(emulation::Waiting::kBarrier); }
 
 template <class T>
 T __shfl_xor_sync(unsigned, T value, int step) {
   static_assert(sizeof(T) == 4, "a shuffle moves 32 bits");
   std::memcpy(&emulation::threads[threadIdx.x].offered, &value, 4);
-  emulation::wait();
+  emulation::wait(emulation::Waiting::kOffered);
+  emulation::check_arrived(threadIdx.x ^ step);
   std::memcpy(&value, &emulation::threads[threadIdx.x ^ step].offered, 4);
-  emulation::wait();  // nobody offers anew before all have read
+  emulation::wait(emulation::Waiting::kRead);  // nobody offers anew before all have read
   return value;
 }
 
@@ -117,11 +134,15 @@ T max(T a, T b) {
   return std::max(a, b);
 }
 
+// A grid has no more rows than these, so that every test with three segments tests how a row goes on to its next one.
+constexpr unsigned kMaxRows = 2;
+
 template <class... Parameters, class... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
                                Arguments&&... arguments) {
   auto call = [&] { kernel(arguments...); };
   gridDim = config->gridDim;
+  gridDim.y = std::min(gridDim.y, kMaxRows);
   blockDim = config->blockDim;
   emulation::body = [](void* argument) { (*static_cast<decltype(call)*>(argument))(); };
   emulation::body_argument = &call;
