@@ -86,18 +86,19 @@ def test_a_repair_is_held_against_the_share_of_the_gap_that_it_closes(loss: floa
 
 
 def test_the_table_tells_every_loss_the_mean_its_error_and_the_verdict() -> None:
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table(_rows()).splitlines()]
-    assert rows[0] == [
-        "variant",
-        "validation loss by seed",
-        "mean difference",
-        "standard error",
-        "gap closed",
-        "demanded",
-        "",
-    ]
-    assert rows[2] == ["x", "4.0000, 4.0000", "+0.300 %", "0.100 %", "", "within ±0.25 %", "missed"]
-    assert rows[3] == ["x", "4.0000", "+1.500 %", "one seed", "", "at least +1 %", "met"]
+    rows = _cells(_rows())
+    assert rows[0] == ["variant", "validation loss by seed", "mean difference", "standard error", "demanded", ""]
+    assert rows[2] == ["x", "4.0000, 4.0000", "+0.300 %", "0.100 %", "within ±0.25 %", "missed"]
+    assert rows[3] == ["x", "4.0000", "+1.500 %", "one seed", "at least +1 %", "met"]
+
+
+def test_the_table_tells_what_was_closed_of_a_gap_where_a_variant_repairs_another() -> None:
+    rows = _cells([*_rows(), _comparison(1.0)._replace(repaired=[4.0])])
+    assert [row[4] for row in rows if row[0] in ("variant", "x")] == ["gap closed", "", "", "75 %"]
+
+
+def _cells(comparisons: list[Comparison]) -> list[list[str]]:
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in table(comparisons).splitlines()]
 
 
 def _rows() -> list[Comparison]:
