@@ -25,6 +25,7 @@ import torch
 from torch.utils import _device
 
 from sdp4bit_patches import cpu_matmul
+from sdp4bit_patches.gloo_device import device_of_ranks
 
 CPU = torch.device("cpu")
 
@@ -238,6 +239,18 @@ def _replace_split_sizes() -> None:
     torch.distributed.all_to_all_single = all_to_all_single
 
 
+def _replace_new_group() -> None:
+    """megatron-core makes many groups, most of them of the same ranks, which never exchange at the same time."""
+    original = torch.distributed.new_group
+
+    @functools.wraps(original)
+    def new_group(ranks: Any = None, *args: Any, **kwargs: Any) -> Any:
+        with device_of_ranks(ranks).serves_new_groups():
+            return original(ranks, *args, **kwargs)
+
+    torch.distributed.new_group = new_group
+
+
 def _replace_device_arguments() -> None:
     # `with torch.device(...)` knows the factories by identity and lists them at its first use, which may come later.
     _device._device_constructors()
@@ -301,6 +314,7 @@ def install() -> bool:
     _replace_cuda_names()
     _replace_device_arguments()
     _replace_split_sizes()
+    _replace_new_group()
     _drop_rng_fork_warning()
     _keep_freed_memory()
     if cpu_matmul.is_needed():

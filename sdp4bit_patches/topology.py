@@ -16,6 +16,7 @@ from datetime import timedelta
 import torch.distributed as dist
 from torch.distributed import distributed_c10d
 
+from sdp4bit_patches.gloo_device import GlooDevice
 from sdp4bit_patches.node_memory import NodeMemory, NodeMemoryError
 
 
@@ -118,12 +119,14 @@ def discover(
     nodes = group_by_node(names)
     ranks = dist.get_process_group_ranks(group)
     rank = group.rank()
-    flat_group = own_group(ranks, group, backend)
     intra = inter = None
-    if shape(nodes) == "two-level":
-        node = next(members for members in nodes if rank in members)
-        place = [members[node.index(rank)] for members in nodes]
-        intra, inter = (own_group([ranks[member] for member in members], group, backend) for members in (node, place))
+    with GlooDevice().serves_new_groups():
+        flat_group = own_group(ranks, group, backend)
+        if shape(nodes) == "two-level":
+            node = next(members for members in nodes if rank in members)
+            place = [members[node.index(rank)] for members in nodes]
+            both = ([ranks[member] for member in members] for members in (node, place))
+            intra, inter = (own_group(members, group, backend) for members in both)
     node_group = flat_group if shape(nodes) == "intra" else intra
     one_host = len({hosts[member][1] for members in nodes if rank in members for member in members}) == 1
     memory = _node_memory(node_group, share_memory) if one_host else (None, "the node spans several hosts")
