@@ -124,7 +124,7 @@ def parse_arguments() -> Namespace:
     parser.add_argument("--experiment", default=str(DEFAULT), help="a file of configs/experiments")
     parser.add_argument("--output", help="the Markdown page to write, with pictures beside it")
     parser.add_argument("--runs", help="folder of what was measured; runs/NAME of the experiment by default")
-    parser.add_argument("--part", help="measure this part alone, and write no page: collectives, or seq_128_acc_1, …")
+    parser.add_argument("--part", help="measure this part alone, and write no page: collectives, or seq_64_acc_1, …")
     parser.add_argument("--no-measure", action="store_true", help="write the page of what has been measured")
     parser.add_argument("--quick", action="store_true", help="one shape, one rate, few schemes: a minute and a half")
     return parser.parse_args()
