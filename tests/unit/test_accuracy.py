@@ -93,7 +93,8 @@ def test_the_table_tells_every_loss_the_mean_its_error_and_the_verdict() -> None
 
 
 def test_the_table_tells_what_was_closed_of_a_gap_where_a_variant_repairs_another() -> None:
-    rows = _cells([*_rows(), _comparison(1.0)._replace(repaired=[4.0])])
+    repairs = Comparison(Variant("x", (), repairs="broken", closes_at_least=50), [4.0], [1.0], repaired=[4.0])
+    rows = _cells([*_rows(), repairs])
     assert [row[4] for row in rows if row[0] in ("variant", "x")] == ["gap closed", "", "", "75 %"]
 
 
