@@ -240,7 +240,7 @@ def _replace_split_sizes() -> None:
 
 
 def _replace_new_group() -> None:
-    """megatron-core makes many groups, most of them of the same ranks, which never exchange at the same time."""
+    """megatron-core makes many groups, most of them of the same ranks, which seldom exchange at the same time."""
     original = torch.distributed.new_group
 
     @functools.wraps(original)

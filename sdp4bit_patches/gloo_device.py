@@ -12,9 +12,21 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any
 
 import torch.distributed as dist
 from torch.distributed import ProcessGroupGloo, distributed_c10d
+
+
+@contextmanager
+def in_torch(**replacements: Any) -> Iterator[None]:
+    """Within it, these names of torch's module of process groups mean something else."""
+    originals = {name: getattr(distributed_c10d, name) for name in replacements}
+    vars(distributed_c10d).update(replacements)
+    try:
+        yield
+    finally:
+        vars(distributed_c10d).update(originals)
 
 
 class _StandIn(type):
@@ -37,11 +49,8 @@ class GlooDevice:
             yield
             return
         make = {"__new__": lambda _cls, *args, **kwargs: self._make_group(*args, **kwargs)}
-        distributed_c10d.ProcessGroupGloo = _StandIn("ProcessGroupGloo", (), make)
-        try:
+        with in_torch(ProcessGroupGloo=_StandIn("ProcessGroupGloo", (), make)):
             yield
-        finally:
-            distributed_c10d.ProcessGroupGloo = ProcessGroupGloo
 
     def _make_group(self, store: dist.Store, rank: int, size: int, timeout: timedelta) -> ProcessGroupGloo:
         self._devices = self._devices or _new_devices()

@@ -16,7 +16,7 @@ from datetime import timedelta
 import torch.distributed as dist
 from torch.distributed import distributed_c10d
 
-from sdp4bit_patches.gloo_device import GlooDevice
+from sdp4bit_patches.gloo_device import GlooDevice, in_torch
 from sdp4bit_patches.node_memory import NodeMemory, NodeMemoryError
 
 
@@ -176,12 +176,8 @@ def _name_of_group(ranks: list[int]) -> Iterator[None]:
     count = _num_groups[tuple(ranks)]
     _num_groups[tuple(ranks)] += 1
     name = f"sdp4bit_patches:{'_'.join(map(str, ranks))}:{count}"
-    original = distributed_c10d._process_group_name
-    distributed_c10d._process_group_name = lambda *_args, **_kwargs: distributed_c10d.GroupName(name)
-    try:
+    with in_torch(_process_group_name=lambda *_args, **_kwargs: distributed_c10d.GroupName(name)):
         yield
-    finally:
-        distributed_c10d._process_group_name = original
 
 
 def _timeout(group: dist.ProcessGroup) -> timedelta | None:

@@ -21,14 +21,14 @@ class Shape:
 
     device_ms: what a device besides would compute for, a step, while the host's cores are free: a rank waits so long.
     schemes: those that are measured; all where it is empty.
-    judged_rounds: turns of the schemes whose ratio is judged to 3 %; as many as all others' where it is None.
+    judged_rounds: turns of the schemes whose ratio is judged to 3 %; of the others, `Grid.rounds`.
     """
 
     seq_length: int
     accumulation: int
+    judged_rounds: int
     device_ms: float = 0.0
     schemes: tuple[str, ...] = ()
-    judged_rounds: int | None = None
 
     @property
     def name(self) -> str:
@@ -72,7 +72,7 @@ class Grid:
 
     def rounds_of(self, shape: Shape, scheme: Scheme) -> int:
         """Turns that a scheme takes in a shape, of `steps_per_block` counted steps each."""
-        return (shape.judged_rounds or self.rounds) if scheme.is_judged else self.rounds
+        return shape.judged_rounds if scheme.is_judged else self.rounds
 
     def words(self, shape: Shape, scheme: Scheme) -> list[str]:
         """The command line of a scheme's run."""
@@ -100,8 +100,9 @@ def read_grid(path: Path) -> Grid:
     shapes = []
     for shape in table["shape"]:
         check_keys(f"{path}, shape", shape, _SHAPE | _SHAPE_FURTHER, _SHAPE)
-        further = float(shape.get("device-ms", 0.0)), tuple(shape.get("schemes", ())), shape.get("judged-rounds")
-        shapes.append(Shape(shape["seq-length"], shape["accumulation"], *further))
+        further = float(shape.get("device-ms", 0.0)), tuple(shape.get("schemes", ()))
+        judged_rounds = shape.get("judged-rounds", table["rounds"])
+        shapes.append(Shape(shape["seq-length"], shape["accumulation"], judged_rounds, *further))
     schemes = []
     for name, scheme in table["schemes"].items():
         check_keys(f"{path}, schemes.{name}", scheme, _SCHEME | _SCHEME_FURTHER, _SCHEME)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from datetime import timedelta
@@ -72,6 +74,25 @@ def test_the_device_that_was_chosen_first_serves() -> None:
 def test_all_groups_of_the_same_ranks_have_the_same_device() -> None:
     assert device_of_ranks([1, 0]) is device_of_ranks((0, 1))
     assert len({id(device_of_ranks(ranks)) for ranks in (None, [0], [1], [0, 1])}) == 4
+
+
+def test_megatrons_groups_of_the_same_ranks_share_one_on_a_cpu() -> None:
+    script = """
+import torch
+import torch.distributed as dist
+from sdp4bit_patches import cpu_device, gloo_device
+cpu_device.install()
+dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+groups = [dist.new_group(ranks=[0]) for _ in range(3)]
+devices = [group._get_backend(torch.device("cpu")).options._devices for group in groups]
+[device] = gloo_device.device_of_ranks([0])._devices
+print(all(own == [device] for own in devices))
+dist.destroy_process_group()
+"""
+    if torch.cuda.is_available():
+        pytest.skip("only where there is no CUDA")
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "True\n", done.stderr
 
 
 def test_torch_has_its_class_back_when_a_group_could_not_be_made(monkeypatch: pytest.MonkeyPatch) -> None:
