@@ -12,7 +12,7 @@ from typing import Any
 
 from tools.atomic_files import atomic_files
 from tools.low_bandwidth_grid import Grid
-from tools.low_bandwidth_numbers import Cell, Verdict, cells, is_hidden, loss, ratio
+from tools.low_bandwidth_numbers import CUT_OFF, Cell, Verdict, cells, is_hidden, loss, ratio
 from tools.low_bandwidth_pictures import draw_step_times, draw_timeline
 from tools.plot_runs import markdown_rows
 
@@ -98,11 +98,11 @@ def _sections(
         f"# {grid.title}",
         f"`scripts/reproduce/low_bandwidth.sh` wrote this page on {time.strftime('%-d %B %Y')}\n({versions}, "
         f"{os.cpu_count()} cores); a shape that has been measured is not measured again, so some may be older.",
-        f"{nodes}, each node a network namespace of one machine whose link is shaped by the kernel "
-        f"(`python -m tools.emulator`). The run is `{grid.config}`; schemes take turns, {min(turns)} to {max(turns)} "
-        f"blocks of {grid.steps_per_block} counted steps at each rate. A step is as long as on its slowest "
-        "rank; `of SDP4Bit's` is the median of the ratios of neighbouring steps. In brackets beside such a median: "
-        "between which values nine of ten of them lie when the steps are drawn anew.",
+        f"{nodes}, each node a network namespace of one machine, with its share of the cores, whose link is shaped by "
+        f"the kernel (`python -m tools.emulator`). The run is `{grid.config}`; schemes take turns, {min(turns)} to "
+        f"{max(turns)} blocks of {grid.steps_per_block} counted steps at each rate. A step is as long as on its "
+        f"slowest rank; `of SDP4Bit's` is the geometric mean over neighbouring steps, {CUT_OFF:.0%} at either end left out. In "
+        "brackets beside it: between which values nine of ten such means lie when the steps are drawn anew.",
         *([f"Not measured in this run: {', '.join(absent)}."] if absent else []),
         "## What is demanded, and what came out",
         verdicts_table(verdicts),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import time
@@ -23,21 +24,25 @@ from emulated_cluster import (
 )
 from training_run import read_metrics
 
+from tools.emulator.cores import cores_by_node
+
 pytestmark = needs_privilege
 
 EXCHANGE = """
-import socket, sys, time, torch, torch.distributed as dist
+import os, socket, sys, time, torch, torch.distributed as dist
 dist.init_process_group("gloo")
 sent = torch.full((2**22,), dist.get_rank(), dtype=torch.uint8)
 received = torch.empty_like(sent)
 names = [None] * dist.get_world_size()
 dist.all_gather_object(names, socket.gethostname())
+cores = [None] * dist.get_world_size()
+dist.all_gather_object(cores, sorted(os.sched_getaffinity(0)))
 for number in range(1, 4):
     dist.barrier(); begun = time.time()
     dist.all_to_all_single(received, sent)
     dist.barrier()
     if dist.get_rank() == 0:
-        print(f"iteration {number}/ 3 | {time.time() - begun:.3f} s, {names}", flush=True)
+        print(f"iteration {number}/ 3 | {time.time() - begun:.3f} s, {names}, {cores}", flush=True)
 dist.destroy_process_group()
 """
 UNEVEN = """
@@ -65,15 +70,17 @@ def waiting(tmp_path):
     return ["run", "--ranks-per-node", "1", "--link-mbit", "100", "--", str(script)]
 
 
-def test_a_link_is_as_slow_as_told_nodes_have_names_and_the_kernel_counts_what_was_sent(tmp_path) -> None:
+def test_a_link_is_as_slow_as_told_nodes_have_names_and_cores_and_the_kernel_counts_what_was_sent(tmp_path) -> None:
     script = tmp_path / "exchange.py"
     script.write_text(EXCHANGE)
     done = run(["run", "--ranks-per-node", "1", "--link-mbit", "100", "--", str(script)])
     assert done.returncode == 0, done.stderr
-    lines = re.findall(r"iteration \d/ 3 \| ([\d.]+) s, (.*)", done.stdout)
-    assert [names for _, names in lines] == ["['node0', 'node1']"] * 3
+    lines = re.findall(r"iteration \d/ 3 \| ([\d.]+) s, (\[.*?\]), (.*)", done.stdout)
+    assert [names for _, names, _ in lines] == ["['node0', 'node1']"] * 3
+    expected = cores_by_node(2, sorted(os.sched_getaffinity(0)))
+    assert [cores for _, _, cores in lines] == [str(expected)] * 3
     # 2 MiB at 100 Mbit/s; a megabit may pass at once.
-    assert all(float(seconds) > 0.15 for seconds, _ in lines)
+    assert all(float(seconds) > 0.15 for seconds, *_ in lines)
     [counted] = re.findall(r"a step, without packet headers +([\d.]+) +([\d.]+)", done.stdout)
     assert [float(mebibytes) for mebibytes in counted] == pytest.approx([2.0, 2.0], rel=0.03)
 

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from tools.emulator.cores import cores_by_node
 from tools.emulator.counters import HEADER_BYTES, Traffic, read_counters
 from tools.emulator.phases import MIB, PhaseCounter
 from tools.emulator.shaping import (
@@ -38,6 +39,19 @@ def _uneven() -> Scenario:
 
 
 ADDRESSES = ["10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4"]
+
+
+@pytest.mark.parametrize(
+    ("num_nodes", "cores", "expected"),
+    [
+        (2, [0, 1], [[0], [1]]),
+        (2, [2, 3, 5, 7, 8], [[2, 3], [5, 7]]),
+        (3, [0, 1], [[0, 1]] * 3),
+        (1, [0, 1], [[0, 1]]),
+    ],
+)
+def test_nodes_have_cores_of_their_own_where_there_are_enough(num_nodes, cores, expected) -> None:
+    assert cores_by_node(num_nodes, cores) == expected
 
 
 def test_destinations_of_equal_rate_and_delay_are_one_class() -> None:

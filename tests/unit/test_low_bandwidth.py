@@ -74,11 +74,20 @@ def test_a_row_that_misses_is_told(index, change, what) -> None:
     assert len(missed) == 1 and what in missed[0]
 
 
-def test_the_interval_of_a_ratio_is_that_of_medians_drawn_anew() -> None:
-    row, other = {"steps_ms": [*range(100, 200)]}, {"steps_ms": [100] * 100}
+def test_the_ratio_of_two_schemes_is_the_geometric_mean_of_their_neighbouring_steps() -> None:
+    row, other = {"steps_ms": [100.0, 400.0, 100.0, 400.0]}, {"steps_ms": [100.0] * 4}
+    assert ratio(row, other) == pytest.approx(2.0)
+    assert ratio(other, row) == pytest.approx(0.5), "which of them comes first changes nothing"
+    stalled = {"steps_ms": [110.0] * 18 + [9000.0, 1.0]}
+    assert ratio(stalled, {"steps_ms": [100.0] * 20}) == pytest.approx(1.1), "a tenth at either end does not count"
+
+
+def test_the_interval_of_a_ratio_is_that_of_means_drawn_anew() -> None:
+    # Half of the steps 1.1 times as long, half 0.9: the standard error of the mean logarithm is 0.1 / sqrt(100).
+    row, other = {"steps_ms": [110.0, 90.0] * 50}, {"steps_ms": [100.0] * 100}
     low, high = ratio_interval(row, other)
-    # The standard error of a median of n values is 1 / (2 f sqrt(n)), here 0.05: f is 1 per unit of the ratio.
-    assert ratio(row, other) == pytest.approx(1.495) and 1.33 < low < 1.45 and 1.54 < high < 1.66
+    assert low == pytest.approx(0.995 - 1.64 * 0.0125, abs=0.006)
+    assert high == pytest.approx(0.995 + 1.64 * 0.0125, abs=0.006)
     assert ratio_interval(other, other) == (1.0, 1.0)
 
 

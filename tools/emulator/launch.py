@@ -25,11 +25,13 @@ def rank_environment() -> dict[str, str]:
 
 
 def torchrun_words(network: EmulatedNetwork, number: int, words: list[str], log_folder: Path) -> list[str]:
-    """The command line of torchrun on node `number`; what ranks beside rank 0 print goes to files in `log_folder`."""
+    """The command line of torchrun on node `number`, on its own cores; what ranks beside rank 0 print goes to files in
+    `log_folder`."""
     hosts = network.scenario.hosts
     count = hosts[number].num_devices
     hidden = [f"{rank}:3" for rank in range(0 if number else 1, count)]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nnodes", str(len(hosts))]
+    launcher = ["taskset", "--cpu-list", ",".join(map(str, network.cores[number]))]
+    launcher += [sys.executable, "-m", "torch.distributed.run", "--nnodes", str(len(hosts))]
     launcher += ["--node-rank", str(number), "--nproc-per-node", str(count)]
     launcher += ["--master-addr", network.addresses[0], "--master-port", str(PORT)]
     launcher += ["--log-dir", str(log_folder / f"node{number}")]

@@ -17,7 +17,7 @@ from typing import Any
 CLONE_NEWPID = 0x20000000  # linux/sched.h
 # Ends when its standard input is closed.
 _WAIT = "echo ready; read line"
-_PROGRAMS = ("ip", "tc", "nsenter", "unshare", "sh")
+_PROGRAMS = ("ip", "tc", "nsenter", "unshare", "taskset", "sh")
 _PIPES: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE) | {"start_new_session": True}
 _libc = ctypes.CDLL(None, use_errno=True)
 

@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Iterator
 from types import TracebackType
 
+from tools.emulator.cores import cores_by_node
 from tools.emulator.counters import Traffic, read_counters
 from tools.emulator.namespaces import NetworkNamespace, ProcessNamespace, check_privilege, enter_words
 from tools.emulator.shaping import emulated_commands, link_classes
@@ -36,6 +37,7 @@ class EmulatedNetwork:
         self.scenario = scenario
         self.has_netem = _kernel_has_netem()
         self.addresses = [f"10.77.0.{number + 1}" for number in range(len(scenario.hosts))]
+        self.cores = cores_by_node(len(scenario.hosts), sorted(os.sched_getaffinity(0)))
         self.processes = ProcessNamespace()
         try:
             self.switch = NetworkNamespace(self.processes, "switch", words=(SWITCH_HOLDER, str(os.getpid())))
@@ -99,6 +101,8 @@ class EmulatedNetwork:
         if others and max(others) > MAX_BANDWIDTH:
             fastest = f"{max(others) / 1e9:g} Gbit/s"
             notes.append(f"a link of {fastest}: above {MAX_BANDWIDTH / 1e9:g} Gbit/s it is this machine that limits")
+        if len(self.nodes) > 1 and self.cores[0] == self.cores[1]:
+            notes.append(f"{len(self.nodes)} nodes share {len(self.cores[0])} cores: one's computing slows the others")
         return notes
 
 
