@@ -23,6 +23,8 @@ FASTER = {
 STEP_TOLERANCE = 0.03
 # The share of neighbouring steps at either end that does not count: stalls.
 CUT_OFF = 0.1
+# The schemes whose steps are held against SDP4Bit's.
+JUDGED = ("duo4bit", "duo4bit_adaptive")
 BYTES_TOLERANCE = 0.03
 LOSS_TOLERANCE = 0.003
 # The simulator has to be so near to so many configurations of scheme, link rate and accumulation.
@@ -93,28 +95,39 @@ def cells(steps: list[Row]) -> dict[Cell, dict[str, Row]]:
     return table
 
 
-def _logarithms(row: Row, other: Row) -> list[float]:
-    """Of neighbouring steps, the logarithm of `row`'s time to `other`'s; what one of them has made more is left out."""
-    return [math.log(mine / its) for mine, its in zip(row["steps_ms"], other["steps_ms"], strict=False)]
+Pair = tuple[Row, Row]
 
 
-def ratio(row: Row, other: Row) -> float:
-    """Geometric mean over neighbouring steps of `row`'s time to `other`'s, `CUT_OFF` of them left out at either end.
+def _logarithms(pairs: tuple[Pair, ...]) -> list[float]:
+    """Of neighbouring steps, the logarithm of one row's time to the other's; what one has made more is left out."""
+    steps = ((row["steps_ms"], other["steps_ms"]) for row, other in pairs)
+    return [math.log(mine / its) for both in steps for mine, its in zip(*both, strict=False)]
+
+
+def ratio(*pairs: Pair) -> float:
+    """Geometric mean over the neighbouring steps of all `pairs` of rows, of the first one's time to the second one's,
+    `CUT_OFF` of them left out at either end.
 
     Steps differ by a tenth, and not by outliers: a median would take half as many steps again for the same certainty.
     """
-    return math.exp(trim_mean(_logarithms(row, other), CUT_OFF))
+    return math.exp(trim_mean(_logarithms(pairs), CUT_OFF))
 
 
-def ratio_interval(row: Row, other: Row) -> tuple[float, float]:
+def ratio_interval(*pairs: Pair) -> tuple[float, float]:
     """Between which values nine of ten such means lie when the steps are drawn anew from those that were measured."""
 
     def mean(sample: np.ndarray, axis: int) -> np.ndarray:
         return trim_mean(sample, CUT_OFF, axis=axis)
 
-    drawn = bootstrap((_logarithms(row, other),), mean, confidence_level=0.9, method="percentile", rng=0)
+    drawn = bootstrap((_logarithms(pairs),), mean, confidence_level=0.9, method="percentile", rng=0)
     low, high = np.exp(drawn.confidence_interval)
     return float(low), float(high)
+
+
+def ratio_words(*pairs: Pair) -> str:
+    """A ratio that is judged, and its interval in brackets."""
+    low, high = ratio_interval(*pairs)
+    return f"{ratio(*pairs):.3f} ({low:.3f} – {high:.3f})"
 
 
 def loss(row: Row, rows: dict[str, Row]) -> float:
@@ -131,7 +144,7 @@ def _steps(steps: list[Row]) -> Iterator[Verdict]:
     key = min(slowest, key=lambda key: key.work)
     rows = cells(steps)[key]
     for other, demanded in (("baseline", 4.0), ("fp32_exchange", 3.0)):
-        times = ratio(rows[other], rows["sdp4bit"])
+        times = ratio((rows[other], rows["sdp4bit"]))
         what = f"{key.words}: SDP4Bit's step against {other}'s"
         yield Verdict(what, f"≥ {demanded:g}x", f"{times:.2f}x", times >= demanded)
     difference = loss(rows["sdp4bit"], rows) / loss(rows["baseline"], rows) - 1
@@ -140,18 +153,26 @@ def _steps(steps: list[Row]) -> Iterator[Verdict]:
 
 
 def _duo(steps: list[Row]) -> Iterator[Verdict]:
+    """By shape, over its link rates: what a hidden second sync takes of a step does not depend on the link, and single
+    cells are not known well enough."""
+    shapes: dict[str, list[tuple[Cell, dict[str, Row]]]] = {}
     for key, rows in cells(steps).items():
-        always, adaptive, reference = (rows.get(name) for name in ("duo4bit", "duo4bit_adaptive", "sdp4bit"))
-        if always and is_hidden(always):
-            yield _within(f"{key.words}: DUO4Bit's step, compute exceeds its slow sync", always, reference)
-        if adaptive:
-            yield _within(f"{key.words}: DUO4Bit's step with the adaptive policy", adaptive, reference)
+        shapes.setdefault(key.shape_words, []).append((key, rows))
+    for shape in shapes.values():
+        hidden = [(key, rows) for key, rows in shape if "duo4bit" in rows and is_hidden(rows["duo4bit"])]
+        yield from _within("DUO4Bit's step, compute exceeds its slow sync", "duo4bit", hidden)
+        adaptive = [(key, rows) for key, rows in shape if "duo4bit_adaptive" in rows]
+        yield from _within("DUO4Bit's step with the adaptive policy", "duo4bit_adaptive", adaptive)
 
 
-def _within(what: str, row: Row, reference: Row) -> Verdict:
-    times, (low, high) = ratio(row, reference), ratio_interval(row, reference)
-    measured = f"{times:.3f}x ({low:.3f} – {high:.3f})"
-    return Verdict(what, f"≤ {1 + STEP_TOLERANCE:.2f}x SDP4Bit's", measured, times <= 1 + STEP_TOLERANCE)
+def _within(what: str, scheme: str, shape: list[tuple[Cell, dict[str, Row]]]) -> Iterator[Verdict]:
+    if not shape:
+        return
+    rates = ", ".join(f"{key.link_mbit:g}" for key, _ in shape)
+    pairs = [(rows[scheme], rows["sdp4bit"]) for _, rows in shape]
+    holds = ratio(*pairs) <= 1 + STEP_TOLERANCE
+    what = f"{rates} Mbit/s, {shape[0][0].shape_words}: {what}"
+    yield Verdict(what, f"≤ {1 + STEP_TOLERANCE:.2f} of SDP4Bit's", ratio_words(*pairs), holds)
 
 
 def is_hidden(row: Row) -> bool:

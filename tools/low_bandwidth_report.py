@@ -12,7 +12,7 @@ from typing import Any
 
 from tools.atomic_files import atomic_files
 from tools.low_bandwidth_grid import Grid
-from tools.low_bandwidth_numbers import CUT_OFF, Cell, Verdict, cells, is_hidden, loss, ratio
+from tools.low_bandwidth_numbers import CUT_OFF, JUDGED, Cell, Verdict, cells, is_hidden, loss, ratio, ratio_words
 from tools.low_bandwidth_pictures import draw_step_times, draw_timeline
 from tools.plot_runs import markdown_rows
 
@@ -44,7 +44,9 @@ def _cell(key: Cell, rows: dict[str, dict[str, Any]]) -> Iterable[list[str]]:
             slow, hidden = f"{row['duo_slow_ms']:.0f}", "yes" if is_hidden(row) else "no"
         label = f"{name} ({row['slow_level']})" if name.endswith("adaptive") else name
         cell = [*(f"{value:g}" for value in key), label, f"{row['tokens_per_s']:,.0f}", f"{row['step_ms']:.0f}"]
-        cell += [f"{ratio(row, rows['sdp4bit']):.3f}", f"{row['compute_ms']:.0f}", slow, hidden]
+        pair = (row, rows["sdp4bit"])
+        times = ratio_words(pair) if name in JUDGED else f"{ratio(pair):.3f}"
+        cell += [times, f"{row['compute_ms']:.0f}", slow, hidden]
         cell += [f"{row['exposed_ms']:.0f}", f"{row['node_bytes'] / MB:.2f}", _megabytes(row["predicted_bytes"])]
         yield [*cell, f"{loss(row, rows):.4f}", _simulated(row)]
 
