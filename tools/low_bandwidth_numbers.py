@@ -12,6 +12,8 @@ import numpy as np
 from scipy.stats import bootstrap, trim_mean
 
 Row = dict[str, Any]
+# Rows of one cell, whose steps are held against each other.
+Pair = tuple[Row, Row]
 # Link rates (Mbit/s) that the collectives are judged at, and the one at which data-parallel traffic dominates.
 COLLECTIVE_RATES, SLOWEST = {200, 1000}, 200
 # Peers of tools/collective_rows.py -> by how much ours has to be faster.
@@ -23,8 +25,11 @@ FASTER = {
 STEP_TOLERANCE = 0.03
 # The share of neighbouring steps at either end that does not count: stalls.
 CUT_OFF = 0.1
-# The schemes whose steps are held against SDP4Bit's.
-JUDGED = ("duo4bit", "duo4bit_adaptive")
+# The schemes whose steps are held against SDP4Bit's, in these words.
+JUDGED = {
+    "duo4bit": "DUO4Bit's step, compute exceeds its slow sync",
+    "duo4bit_adaptive": "DUO4Bit's step with the adaptive policy",
+}
 BYTES_TOLERANCE = 0.03
 LOSS_TOLERANCE = 0.003
 # The simulator has to be so near to so many configurations of scheme, link rate and accumulation.
@@ -95,9 +100,6 @@ def cells(steps: list[Row]) -> dict[Cell, dict[str, Row]]:
     return table
 
 
-Pair = tuple[Row, Row]
-
-
 def _logarithms(pairs: tuple[Pair, ...]) -> list[float]:
     """Of neighbouring steps, the logarithm of one row's time to the other's; what one has made more is left out."""
     steps = ((row["steps_ms"], other["steps_ms"]) for row, other in pairs)
@@ -155,24 +157,25 @@ def _steps(steps: list[Row]) -> Iterator[Verdict]:
 def _duo(steps: list[Row]) -> Iterator[Verdict]:
     """By shape, over its link rates: what a hidden second sync takes of a step does not depend on the link, and single
     cells are not known well enough."""
-    shapes: dict[str, list[tuple[Cell, dict[str, Row]]]] = {}
+    shapes: dict[str, list[dict[str, Row]]] = {}
     for key, rows in cells(steps).items():
-        shapes.setdefault(key.shape_words, []).append((key, rows))
-    for shape in shapes.values():
-        hidden = [(key, rows) for key, rows in shape if "duo4bit" in rows and is_hidden(rows["duo4bit"])]
-        yield from _within("DUO4Bit's step, compute exceeds its slow sync", "duo4bit", hidden)
-        adaptive = [(key, rows) for key, rows in shape if "duo4bit_adaptive" in rows]
-        yield from _within("DUO4Bit's step with the adaptive policy", "duo4bit_adaptive", adaptive)
+        shapes.setdefault(key.shape_words, []).append(rows)
+    for shape_words, shape in shapes.items():
+        for scheme, what in JUDGED.items():
+            pairs = [(rows[scheme], rows["sdp4bit"]) for rows in shape if scheme in rows and _is_judged(rows[scheme])]
+            if pairs:
+                rates = ", ".join(f"{row['link_mbit']:g}" for row, _ in pairs)
+                yield _within(f"{rates} Mbit/s, {shape_words}: {what}", pairs)
 
 
-def _within(what: str, scheme: str, shape: list[tuple[Cell, dict[str, Row]]]) -> Iterator[Verdict]:
-    if not shape:
-        return
-    rates = ", ".join(f"{key.link_mbit:g}" for key, _ in shape)
-    pairs = [(rows[scheme], rows["sdp4bit"]) for _, rows in shape]
+def _is_judged(row: Row) -> bool:
+    """A second sync in every step may cost time where there is nothing to hide it."""
+    return row["scheme"] != "duo4bit" or is_hidden(row)
+
+
+def _within(what: str, pairs: list[Pair]) -> Verdict:
     holds = ratio(*pairs) <= 1 + STEP_TOLERANCE
-    what = f"{rates} Mbit/s, {shape[0][0].shape_words}: {what}"
-    yield Verdict(what, f"≤ {1 + STEP_TOLERANCE:.2f} of SDP4Bit's", ratio_words(*pairs), holds)
+    return Verdict(what, f"≤ {1 + STEP_TOLERANCE:.2f} of SDP4Bit's", ratio_words(*pairs), holds)
 
 
 def is_hidden(row: Row) -> bool:

@@ -102,7 +102,7 @@ class EmulatedNetwork:
             fastest = f"{max(others) / 1e9:g} Gbit/s"
             notes.append(f"a link of {fastest}: above {MAX_BANDWIDTH / 1e9:g} Gbit/s it is this machine that limits")
         if len(self.nodes) > 1 and self.cores[0] == self.cores[1]:
-            notes.append(f"{len(self.nodes)} nodes share {len(self.cores[0])} cores: one's computing slows the others")
+            notes.append("fewer cores than nodes: they share all of them, and what one computes slows the others")
         return notes
 
 
