@@ -187,23 +187,26 @@ def processor_time_beside_training() -> float:
     return time.process_time() - time.clock_gettime(training)
 
 
-def _ranks_use_all_cores() -> bool:
-    """Whether the ranks of this host leave no core free while they compute, one for each of them to sync on."""
-    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return len(os.sched_getaffinity(0)) < ranks * (torch.get_num_threads() + 1)
+def _ranks_per_core() -> float:
+    """How many ranks of this host compute on one core, at least one: it has the slow syncs of all of them. 0 where they
+    leave a core free for each to sync on."""
+    ranks, cores = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), len(os.sched_getaffinity(0))
+    if cores >= ranks * (torch.get_num_threads() + 1):
+        return 0.0
+    return max(ranks / cores, 1.0)
 
 
 class StepClock:
     """When a step's slow sync was launched, when it was over, and when the next gradient arrived."""
 
-    def __init__(self) -> None:
-        self.exposed_ms = self._busy_ms = 0.0
-        self._launched = self._done = self._arrived = self._step_begun = 0.0
+    def __init__(self, ranks_per_core: float = 0.0) -> None:
+        self._ranks_per_core = ranks_per_core
+        self.forget()
 
     def forget(self) -> None:
         """Count nothing of what has happened since the step began: the next step is the first of its kind."""
         self.exposed_ms = self._busy_ms = 0.0
-        self._launched = self._done = self._arrived = self._step_begun = 0.0
+        self._launched = self._done = self._arrived = self._step_begun = self._trained = 0.0
 
     def launched(self) -> None:
         """The slow sync begins now."""
@@ -220,16 +223,20 @@ class StepClock:
         self._arrived = self._arrived or time.perf_counter()
 
     def end_step(self) -> dict[str, float]:
-        """The milliseconds of the step that ends now; of a sync that was not launched in it, zeros."""
-        now = time.perf_counter()
+        """The milliseconds of the step that ends now, on the thread that trains; of a sync that was not launched in it,
+        zeros. Busy is what the slow syncs of all ranks on a core take from what they compute there."""
+        now, trained = time.perf_counter(), time.thread_time()
+        step = now - self._step_begun if self._step_begun else 0.0
+        # Of the time of this rank's core, what its ranks compute in; in the rest, a slow sync takes nothing from them.
+        computing = min((trained - self._trained) / step * self._ranks_per_core, 1.0) if step else 0.0
         times = {
-            "step_ms": (now - self._step_begun) * 1e3 if self._step_begun else 0.0,
+            "step_ms": step * 1e3,
             "exposed_ms": self.exposed_ms,
-            "busy_ms": self._busy_ms,
+            "busy_ms": self._busy_ms * self._ranks_per_core * computing,
             "slow_ms": (self._done - self._launched) * 1e3,
             "window_ms": max(self._arrived - self._launched, 0.0) * 1e3 if self._launched else 0.0,
         }
-        self._step_begun, self.exposed_ms, self._busy_ms = now, 0.0, 0.0
+        self._step_begun, self._trained, self.exposed_ms, self._busy_ms = now, trained, 0.0, 0.0
         self._launched = self._done = self._arrived = 0.0
         return times
 
@@ -240,7 +247,8 @@ class Duo:
     def __init__(self, channel: torch.device, policy: SlowPolicy, measures: Callable[[int], bool]) -> None:
         """channel: where the second sync runs. measures: whether a step's errors are to be measured."""
         self.policy, self._measures = policy, measures
-        self.clock = StepClock()
+        computes_on_cores = channel.type == "cpu" and not torch.cuda.is_available()
+        self.clock = StepClock(_ranks_per_core() if computes_on_cores else 0.0)
         self.latest: dict[str, float] = {}
         self._step = 0
         self._ordinary: list[DuoBucket] = []
@@ -249,7 +257,6 @@ class Duo:
         self._scratch = Scratch(channel)
         self._advance: dict[DuoBucket, Callable[[DuoBucket], None]] = {}
         self._to_gather: set[Any] = set()
-        self._computes_on_all_cores = channel.type == "cpu" and not torch.cuda.is_available() and _ranks_use_all_cores()
 
     @property
     def buckets(self) -> list[DuoBucket]:
@@ -272,10 +279,9 @@ class Duo:
         if number != self._step:
             measured, self._step = self._measures(self._step), number
             times = self.clock.end_step()
-            busy_ms = times.pop("busy_ms") * self._computes_on_all_cores
             if times["step_ms"]:
-                self.policy.watch.add(**times, busy_ms=busy_ms, synced=times["slow_ms"] > 0)
-            self.latest = {f"duo_{name}": times[name] for name in ("exposed_ms", "slow_ms", "window_ms")}
+                self.policy.watch.add(**times, synced=times["slow_ms"] > 0)
+            self.latest = {f"duo_{name}": times[name] for name in ("exposed_ms", "slow_ms", "window_ms", "busy_ms")}
             if measured and times["slow_ms"]:
                 self.latest["duo_distance_per_lr"] = math.hypot(*(bucket.distance for bucket in self.buckets))
         return self.policy.syncs(number)

@@ -1,7 +1,8 @@
 """Seconds of one exchange between two nodes over gloo: each way alone, both, with receives posted first, all-to-alls.
 
 `python -m tools.emulator run --scenario emulated_two_regions -- tools/bench_exchange.py`: rank 0 and the first rank of
-the second half. What takes as long as both ways together was sent in turns.
+the second half. What takes as long as both ways together was sent in turns. Beside it, for how long all processors of
+the machine worked for a megabyte that was sent: meaningful from megabytes on, with nothing else running.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -20,6 +22,7 @@ from torch import Tensor
 
 from sdp4bit_patches.all_to_all import AllToAll
 from tools.command_line import ToolArgumentParser, positive_int, run_tool
+from tools.emulator.counters import processor_seconds
 
 # What a rank does with its message, the space for the other's, and its place among the two.
 Exchange = Callable[[Tensor, Tensor, int], None]
@@ -67,21 +70,31 @@ def exchanges(group: dist.ProcessGroup) -> dict[str, Exchange]:
     }
 
 
-def seconds_of(exchange: Exchange, num_bytes: int, repeats: int) -> float:
-    """Median over exchanges in a row, each as long as the slower of the two ranks; the first is not counted."""
+class Cost(NamedTuple):
+    """Of one exchange: its seconds, and for how long all processors of the machine worked meanwhile."""
+
+    seconds: float
+    processor_seconds: float
+
+
+def cost_of(exchange: Exchange, num_bytes: int, repeats: int) -> Cost:
+    """Of exchanges in a row, each as long as the slower of the two ranks, the median; of the processors, the mean."""
     message, space = torch.zeros(2, num_bytes, dtype=torch.uint8)
-    half = dist.get_world_size() // 2
-    place, is_away = divmod(dist.get_rank(), half)
-    taken = []
-    for _ in range(1 + repeats):
+    place, is_away = divmod(dist.get_rank(), dist.get_world_size() // 2)
+
+    def seconds() -> float:
         dist.barrier()
         begin = time.perf_counter()
         if not is_away:
             exchange(message, space, place)
         slowest = torch.tensor(time.perf_counter() - begin)
         dist.all_reduce(slowest, dist.ReduceOp.MAX)
-        taken.append(slowest.item())
-    return statistics.median(taken[1:])
+        return slowest.item()
+
+    seconds()  # connects
+    worked = processor_seconds()
+    taken = [seconds() for _ in range(repeats)]
+    return Cost(statistics.median(taken), (processor_seconds() - worked) / repeats)
 
 
 def main() -> None:
@@ -93,9 +106,11 @@ def main() -> None:
     dist.init_process_group("gloo")
     group = dist.new_group([0, dist.get_world_size() // 2])
     for name, exchange in exchanges(group).items():
-        seconds = seconds_of(exchange, args.bytes, args.repeats)
+        cost = cost_of(exchange, args.bytes, args.repeats)
+        sent = args.bytes * (2 if name.startswith("both") else 1) / 1e6
         if dist.get_rank() == 0:
-            print(f"{name:30}{seconds:8.3f} s", flush=True)
+            work = cost.processor_seconds * 1e3 / sent
+            print(f"{name:30}{cost.seconds:8.3f} s{work:8.2f} ms of the processors a MB", flush=True)
     dist.destroy_process_group()
 
 

@@ -40,13 +40,18 @@ LOSS_STEPS = 8
 
 @dataclass(frozen=True)
 class Verdict:
-    """A number that is demanded, beside the one that was measured; `is_timed` where another machine has another."""
+    """A number that is demanded, beside the one that was measured.
+
+    is_timed: another machine has another.
+    measured_besides: what else was measured that may be why it does not hold.
+    """
 
     what: str
     demanded: str
     measured: str
     holds: bool
     is_timed: bool = True
+    measured_besides: str = ""
 
 
 def judge(collectives: list[Row], steps: list[Row]) -> list[Verdict]:
@@ -175,7 +180,9 @@ def _is_judged(row: Row) -> bool:
 
 def _within(what: str, pairs: list[Pair]) -> Verdict:
     holds = ratio(*pairs) <= 1 + STEP_TOLERANCE
-    return Verdict(what, f"≤ {1 + STEP_TOLERANCE:.2f} of SDP4Bit's", ratio_words(*pairs), holds)
+    work = statistics.fmean(row["processor_ms"] - other["processor_ms"] for row, other in pairs)
+    words = f"{work:+.0f} ms of work for all cores a step"
+    return Verdict(what, f"≤ {1 + STEP_TOLERANCE:.2f} of SDP4Bit's", ratio_words(*pairs), holds, measured_besides=words)
 
 
 def is_hidden(row: Row) -> bool:

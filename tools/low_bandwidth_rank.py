@@ -26,7 +26,7 @@ from megatron.training.arguments import parse_args
 from megatron.training.step_parts import take_part_seconds
 from megatron.training.validation import validate_args
 from tools.atomic_files import atomic_files
-from tools.emulator.counters import Traffic, read_counters
+from tools.emulator.counters import Traffic, processor_seconds, read_counters
 from tools.emulator.network import DEVICE
 from tools.emulator.shaping import rate_change_command
 from tools.low_bandwidth_grid import Grid, Scheme, Shape, read_grid
@@ -86,19 +86,21 @@ class SchemeRun:
         before = _sent_by_node()
         self.step()
         dist.barrier()
-        rows = []
+        rows, worked = [], processor_seconds()
         for _ in range(num_steps):
             row = self.step()
             if self.duo is not None:
                 row |= {key: value for key, value in self.duo.latest.items() if key.endswith("_ms")}
             rows.append(row)
+        worked = processor_seconds() - worked
         if self.duo is not None:
             self.duo.pause()
         dist.barrier()
         # No exact sync is under way at either reading: there are as many between them as steps.
         sent = _sent_by_node() - before
         means = {key: statistics.fmean(row[key] for row in rows) for key in rows[0]}
-        return {"steps": [row["step"] for row in rows], "sent_bytes": sent.payload_bytes / (num_steps + 1), **means}
+        means |= {"sent_bytes": sent.payload_bytes / (num_steps + 1), "processor_ms": worked / num_steps * 1e3}
+        return {"steps": [row["step"] for row in rows], **means}
 
     def predicted_bytes(self, ranks_per_node: int) -> float | None:
         """What this rank's node sends to others in a step, by wire.py.

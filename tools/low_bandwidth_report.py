@@ -12,7 +12,17 @@ from typing import Any
 
 from tools.atomic_files import atomic_files
 from tools.low_bandwidth_grid import Grid
-from tools.low_bandwidth_numbers import CUT_OFF, JUDGED, Cell, Verdict, cells, is_hidden, loss, ratio, ratio_words
+from tools.low_bandwidth_numbers import (
+    CUT_OFF,
+    JUDGED,
+    Cell,
+    Verdict,
+    cells,
+    is_hidden,
+    loss,
+    ratio,
+    ratio_words,
+)
 from tools.low_bandwidth_pictures import draw_step_times, draw_timeline
 from tools.plot_runs import markdown_rows
 
@@ -33,21 +43,21 @@ def _faster(row: dict[str, Any]) -> str:
 def steps_table(steps: list[dict[str, Any]]) -> str:
     """The columns of the published table, and ours."""
     head = "Mbit/s|sequence|accumulation|device ms|scheme|tokens/s|step ms|of SDP4Bit's|computation ms|slow sync ms"
-    head += "|fully hidden|exposed ms|MB a step per link|wire.py, MB|loss|simulator, ms"
+    head += "|fully hidden|from compute ms|exposed ms|processors ms|MB a step per link|wire.py, MB|loss|simulator, ms"
     return markdown_rows([head.split("|"), *(line for key, rows in cells(steps).items() for line in _cell(key, rows))])
 
 
 def _cell(key: Cell, rows: dict[str, dict[str, Any]]) -> Iterable[list[str]]:
     for name, row in rows.items():
-        slow, hidden = "", ""
+        sync = ["", "", ""]
         if row.get("duo_slow_ms"):
-            slow, hidden = f"{row['duo_slow_ms']:.0f}", "yes" if is_hidden(row) else "no"
+            sync = [f"{row['duo_slow_ms']:.0f}", "yes" if is_hidden(row) else "no", f"{row['duo_busy_ms']:.0f}"]
         label = f"{name} ({row['slow_level']})" if name.endswith("adaptive") else name
         cell = [*(f"{value:g}" for value in key), label, f"{row['tokens_per_s']:,.0f}", f"{row['step_ms']:.0f}"]
         pair = (row, rows["sdp4bit"])
         times = ratio_words(pair) if name in JUDGED else f"{ratio(pair):.3f}"
-        cell += [times, f"{row['compute_ms']:.0f}", slow, hidden]
-        cell += [f"{row['exposed_ms']:.0f}", f"{row['node_bytes'] / MB:.2f}", _megabytes(row["predicted_bytes"])]
+        cell += [times, f"{row['compute_ms']:.0f}", *sync, f"{row['exposed_ms']:.0f}", f"{row['processor_ms']:.0f}"]
+        cell += [f"{row['node_bytes'] / MB:.2f}", _megabytes(row["predicted_bytes"])]
         yield [*cell, f"{loss(row, rows):.4f}", _simulated(row)]
 
 
@@ -64,7 +74,13 @@ def _megabytes(num_bytes: float | None) -> str:
 def verdicts_table(verdicts: list[Verdict]) -> str:
     """What was demanded beside what was measured."""
     head = ["", "demanded", "measured", ""]
-    return markdown_rows([head, *([v.what, v.demanded, v.measured, "" if v.holds else "**missed**"] for v in verdicts)])
+    return markdown_rows([head, *([v.what, v.demanded, v.measured, _outcome(v)] for v in verdicts)])
+
+
+def _outcome(verdict: Verdict) -> str:
+    if verdict.holds:
+        return ""
+    return f"**missed**: {verdict.measured_besides}" if verdict.measured_besides else "**missed**"
 
 
 def write_report(
@@ -115,14 +131,18 @@ def _sections(
         f"![Step time against link rate, a line a scheme]({pictures[0].name})",
         f"![Where the time of one step goes]({pictures[1].name})",
         "Slow sync, computation and fully hidden (computation exceeds the slow sync) are the published columns. "
-        "Exposed is what a rank waits for gradients and parameters, waiting for slower ranks included. MB are what a "
+        "From compute is the processor time that slow syncs take from what ranks compute on the same core, as DUO "
+        "reports it (`duo_busy_ms` of the metrics; what the kernel does when packets arrive is not in it). "
+        "Exposed is what a rank waits for gradients and parameters, waiting for slower ranks included. Processors is "
+        "for how long all cores together worked in a step, the kernel included. MB are what a "
         "node sends in a step by the kernel's count without packet headers, beside what `wire.py` says (nothing where "
         "gloo's own collectives take part). The loss is the mean of the last common steps."
         " The simulator's column is its prediction for `configs/clusters/emulated_2x2.toml`, anchored on the few rows "
         "that have a star; it does not know the adaptive policy.",
         "Ranks share the cores of this machine, so what the second sync needs of a processor lengthens a step even "
-        "where it is hidden. Where `device ms` is not 0, every step waits so long in its forward passes, as a host "
-        "waits for a GPU: that is compute which leaves the cores free.",
+        "where it is hidden; DUO says so in the log, and its adaptive policy syncs less often. Where `device ms` is "
+        "not 0, every step waits so long in its forward passes, as a host waits for a GPU: that is compute which "
+        "leaves the cores free.",
         steps_table(steps),
         flags,
     ]

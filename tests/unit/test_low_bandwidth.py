@@ -9,7 +9,7 @@ import pytest
 from tools.low_bandwidth_grid import read_grid
 from tools.low_bandwidth_numbers import judge, ratio, ratio_interval
 from tools.low_bandwidth_prediction import with_predictions
-from tools.low_bandwidth_report import steps_table, write_report
+from tools.low_bandwidth_report import steps_table, verdicts_table, write_report
 
 GRID = Path(__file__).resolve().parents[2] / "configs/experiments/low_bandwidth.toml"
 
@@ -21,6 +21,7 @@ def _row(scheme, step_ms, seq_length=128, **others):
         "steps_ms": [step_ms] * 4,
         "compute_ms": 50.0,
         "exposed_ms": step_ms - 60.0,
+        "processor_ms": 150.0,
         "tokens_per_s": 512e3 / step_ms,
     }
     row |= {"node_bytes": 2.0e6, "predicted_bytes": None, "losses": [5.0, 4.0], "slow_level": None}
@@ -28,7 +29,7 @@ def _row(scheme, step_ms, seq_length=128, **others):
 
 
 def _steps():
-    duo = {"duo_slow_ms": 300.0, "slow_level": "fp32 every step"}
+    duo = {"duo_slow_ms": 300.0, "duo_busy_ms": 10.0, "slow_level": "fp32 every step"}
     return [
         _row("baseline", 1000.0),
         _row("fp32_exchange", 700.0),
@@ -74,6 +75,13 @@ def test_a_row_that_misses_is_told(index, change, what) -> None:
     assert len(missed) == 1 and what in missed[0]
 
 
+def test_beside_a_missed_step_stands_what_more_work_it_is() -> None:
+    steps = _steps()
+    steps[8] |= {"steps_ms": [1040.0] * 4, "processor_ms": 230.0}
+    [verdict] = [verdict for verdict in judge([], steps) if "exceeds" in verdict.what]
+    assert verdicts_table([verdict]).splitlines()[2].endswith("| **missed**: +80 ms of work for all cores a step |")
+
+
 def test_the_ratio_of_two_schemes_is_the_geometric_mean_of_their_neighbouring_steps() -> None:
     row, other = {"steps_ms": [100.0, 400.0, 100.0, 400.0]}, {"steps_ms": [100.0] * 4}
     assert ratio((row, other)) == pytest.approx(2.0)
@@ -114,6 +122,7 @@ def test_the_table_says_what_the_published_one_says() -> None:
     head, rows = lines[0], {(row[1], row[4]): dict(zip(lines[0], row, strict=True)) for row in lines[2:]}
     assert {"slow sync ms", "computation ms", "fully hidden", "exposed ms", "loss"} <= set(head)
     assert rows["256", "duo4bit"]["fully hidden"] == "yes" and rows["128", "duo4bit"]["fully hidden"] == "no"
+    assert rows["128", "duo4bit"]["from compute ms"] == "10" and rows["128", "sdp4bit"]["processors ms"] == "150"
     assert rows["128", "sdp4bit"]["wire.py, MB"] == "1.99" and rows["128", "baseline"]["wire.py, MB"] == ""
     assert rows["128", "duo4bit_adaptive (fp32 every step)"]["of SDP4Bit's"] == "1.020 (1.020 – 1.020)"
     assert rows["128", "baseline"]["of SDP4Bit's"] == "5.000"
@@ -135,9 +144,9 @@ def test_predictions_are_anchored_on_the_two_ends_and_told_from_them() -> None:
 def test_the_page_comes_with_its_pictures(tmp_path) -> None:
     grid = read_grid(GRID)
     steps, collectives = _steps(), _collectives(7.0)
-    write_report(grid, ["seq_256_acc_8"], collectives, steps, judge(collectives, steps), tmp_path / "page.md")
+    write_report(grid, ["seq_256_acc_4"], collectives, steps, judge(collectives, steps), tmp_path / "page.md")
     page = (tmp_path / "page.md").read_text()
-    assert "Not measured in this run: seq_256_acc_8." in page
+    assert "Not measured in this run: seq_256_acc_4." in page
     for name in ("page_steps.png", "page_timeline.png"):
         assert f"({name})" in page and (tmp_path / name).stat().st_size > 10_000
 
