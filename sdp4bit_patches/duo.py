@@ -187,7 +187,7 @@ def processor_time_beside_training() -> float:
     return time.process_time() - time.clock_gettime(training)
 
 
-def _ranks_per_core() -> float:
+def ranks_per_core() -> float:
     """How many ranks of this host compute on one core, at least one: it has the slow syncs of all of them. 0 where they
     leave a core free for each to sync on."""
     ranks, cores = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), len(os.sched_getaffinity(0))
@@ -248,7 +248,7 @@ class Duo:
         """channel: where the second sync runs. measures: whether a step's errors are to be measured."""
         self.policy, self._measures = policy, measures
         computes_on_cores = channel.type == "cpu" and not torch.cuda.is_available()
-        self.clock = StepClock(_ranks_per_core() if computes_on_cores else 0.0)
+        self.clock = StepClock(ranks_per_core() if computes_on_cores else 0.0)
         self.latest: dict[str, float] = {}
         self._step = 0
         self._ordinary: list[DuoBucket] = []

@@ -5,7 +5,9 @@ from __future__ import annotations
 import threading
 import time
 
-from sdp4bit_patches.duo import StepClock, processor_time_beside_training
+import pytest
+
+from sdp4bit_patches.duo import StepClock, processor_time_beside_training, ranks_per_core
 from sdp4bit_patches.slow_policy import INTERVAL, LEVELS, SlowPolicy
 
 
@@ -161,3 +163,13 @@ def test_a_slow_sync_takes_from_a_core_only_while_its_ranks_compute() -> None:
     _work(0.01)
     free.done(10.0)
     assert free.end_step()["busy_ms"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("ranks", "cores", "expected"), [(4, 8, 0.0), (4, 7, 1.0), (4, 4, 1.0), (4, 2, 2.0), (1, 1, 1.0)]
+)
+def test_ranks_of_a_core_are_counted_where_none_is_left_for_their_syncs(ranks, cores, expected, monkeypatch) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)))
+    monkeypatch.setattr("torch.get_num_threads", lambda: 1)
+    assert ranks_per_core() == expected
