@@ -145,7 +145,7 @@ def loss(row: Row, rows: dict[str, Row]) -> float:
 
 def _steps(steps: list[Row]) -> Iterator[Verdict]:
     """At the slowest rate, the shape with the least to compute: there the traffic dominates."""
-    slowest = [key for key in cells(steps) if key.link_mbit == SLOWEST]
+    slowest = [key for key, rows in cells(steps).items() if key.link_mbit == SLOWEST and "baseline" in rows]
     if not slowest:
         return
     key = min(slowest, key=lambda key: key.work)

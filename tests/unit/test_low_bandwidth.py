@@ -111,6 +111,11 @@ def test_the_interval_of_a_ratio_is_that_of_means_drawn_anew() -> None:
     assert ratio_interval((other, other)) == (1.0, 1.0)
 
 
+def test_a_shape_without_the_baseline_is_judged_by_what_it_has() -> None:
+    steps = [row for row in _steps() if row["scheme"] not in ("baseline", "fp32_exchange")]
+    assert {"DUO4Bit" in verdict.what or "bytes" in verdict.what for verdict in judge([], steps)} == {True}
+
+
 def test_a_slow_collective_is_told() -> None:
     missed = [verdict for verdict in judge(_collectives(2.9), []) if not verdict.holds]
     assert [verdict.measured for verdict in missed] == ["2.90x"] * 3
