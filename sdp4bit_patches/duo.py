@@ -197,9 +197,10 @@ def ranks_per_core() -> float:
 
 
 class StepClock:
-    """When a step's slow sync was launched, when it was over, and when the next gradient arrived."""
+    """When a step's slow sync was launched, when it was over, and when the next gradient arrived; what it took of a
+    core that so many ranks compute on."""
 
-    def __init__(self, ranks_per_core: float = 0.0) -> None:
+    def __init__(self, ranks_per_core: float) -> None:
         self._ranks_per_core = ranks_per_core
         self.forget()
 

@@ -12,17 +12,7 @@ from typing import Any
 
 from tools.atomic_files import atomic_files
 from tools.low_bandwidth_grid import Grid
-from tools.low_bandwidth_numbers import (
-    CUT_OFF,
-    JUDGED,
-    Cell,
-    Verdict,
-    cells,
-    is_hidden,
-    loss,
-    ratio,
-    ratio_words,
-)
+from tools.low_bandwidth_numbers import CUT_OFF, JUDGED, Cell, Verdict, cells, is_hidden, loss, ratio, ratio_words
 from tools.low_bandwidth_pictures import draw_step_times, draw_timeline
 from tools.plot_runs import markdown_rows
 
