@@ -12,7 +12,7 @@ import torch
 from sdp4bit_patches import codec
 from tools import bench_codec
 from tools.codec_kernels import Arrays, Kernel
-from tools.codec_timing import AT_LEAST, at_least, below_gate, gate_sentence, measure
+from tools.codec_timing import AT_LEAST, at_least, below_gate, gate_sentence, measure, seconds
 
 KEYS = ["kernel", "isa", "threads", "rounding", "gigabytes_per_second", "ratio_to_memcpy"]
 needs_wide = pytest.mark.skipif(not bench_codec.wide_instruction_sets(), reason="neither AVX2 nor a native codec here")
@@ -23,6 +23,13 @@ def table(share: float) -> list[dict[str, object]]:
     rows = [dict(zip(KEYS, (name, isa, 1, "nearest", 10.0, 0.0), strict=True))
             for name in AT_LEAST for isa in ("avx512", "avx2")]  # fmt: skip
     return [row | {"ratio_to_memcpy": share * at_least(row)} for row in rows]
+
+
+def compute_for(duration: float) -> None:
+    """Seconds that count as the processor's, too."""
+    begin = time.perf_counter()
+    while time.perf_counter() < begin + duration:
+        pass
 
 
 def test_avx2_has_to_reach_nine_tenths_and_only_one_thread_to_nearest_is_asked() -> None:
@@ -72,9 +79,15 @@ def test_a_deadline_cuts_the_rounds_and_what_was_cut_is_said(capsys: pytest.Capt
     kernels = [Kernel(name, "torch", 1, "none", 4096, lambda: a.copy.copy_(a.values)) for name in ("one", "two")]
     assert [list(row) for row in measure(kernels, a, 2, 4096)] == [KEYS, KEYS]
     assert capsys.readouterr().err == ""
-    kernels[0].run = lambda: time.sleep(0.02)
+    kernels[0].run = lambda: compute_for(0.02)
     assert [row["kernel"] for row in measure(kernels, a, 2, 4096, time.perf_counter() + 0.01)] == ["one"]
     assert "0 rounds instead of 2\nnot measured for want of time: two (torch, none)" in capsys.readouterr().err
+
+
+def test_a_run_shorter_than_a_tick_of_the_clock_is_repeated_until_it_moves(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = []
+    monkeypatch.setattr(time, "thread_time", lambda: 0.01 * (len(runs) // 4))
+    assert seconds(lambda: runs.append(1), "cpu") == 0.01 / 4 and len(runs) == 4
 
 
 @needs_wide
