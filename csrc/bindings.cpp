@@ -4,6 +4,7 @@
 
 #include <stdexcept>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "arrival.h"
@@ -94,19 +95,24 @@ void dequantize_reduce_quantize(const sdp4bit_sources& sources, Address payload,
         sdp4bit_dequantize_reduce_quantize(&sources, pointer<uint8_t>(payload), &output_layout, &rounding, &execution));
 }
 
-void adamw(Address main, Address exp_avg, Address exp_avg_sq, Address gradient, int64_t num_elements,
-           const sdp4bit_adamw_step& step, const sdp4bit_execution& execution) {
-  check("adamw", sdp4bit_adamw(pointer<float>(main), pointer<float>(exp_avg), pointer<float>(exp_avg_sq),
-                               pointer<const float>(gradient), num_elements, &step, &execution));
+// A parameter's addresses, its number of elements, and the numbers of its step.
+using Advanced = std::tuple<Address, Address, Address, Address, int64_t, const sdp4bit_adamw_step*>;
+using Published = std::tuple<Address, Address, Address, Address, Address, int64_t, const sdp4bit_adamw_step*, int32_t>;
+
+void adamw(const std::vector<Advanced>& parameters, const sdp4bit_execution& execution) {
+  for (const auto& [main, exp_avg, exp_avg_sq, gradient, num_elements, step] : parameters) {
+    check("adamw", sdp4bit_adamw(pointer<float>(main), pointer<float>(exp_avg), pointer<float>(exp_avg_sq),
+                                 pointer<const float>(gradient), num_elements, step, &execution));
+  }
 }
 
-void adamw_provisional(Address published, Address main, Address exp_avg, Address exp_avg_sq, Address gradient,
-                       int64_t num_elements, const sdp4bit_adamw_step& step, int32_t second_moment,
-                       const sdp4bit_execution& execution) {
-  check("adamw_provisional",
-        sdp4bit_adamw_provisional(pointer<float>(published), pointer<const float>(main), pointer<const float>(exp_avg),
-                                  pointer<const float>(exp_avg_sq), pointer<const float>(gradient), num_elements, &step,
-                                  second_moment, &execution));
+void adamw_provisional(const std::vector<Published>& parameters, const sdp4bit_execution& execution) {
+  for (const auto& [published, main, exp_avg, exp_avg_sq, gradient, num_elements, step, second_moment] : parameters) {
+    check("adamw_provisional",
+          sdp4bit_adamw_provisional(pointer<float>(published), pointer<const float>(main),
+                                    pointer<const float>(exp_avg), pointer<const float>(exp_avg_sq),
+                                    pointer<const float>(gradient), num_elements, step, second_moment, &execution));
+  }
 }
 
 void arrive(Address count, uint32_t value) { sdp4bit::arrive(pointer<sdp4bit::Count>(count), value); }

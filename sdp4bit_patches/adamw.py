@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import warnings
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
@@ -38,79 +39,104 @@ def second_moment_rule(configured: str, step: AdamWStep) -> str:
     return "largest" if step.step <= 1 / (1 - step.beta2) else "bounded"
 
 
-def adamw(main: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, gradient: Tensor, step: AdamWStep) -> None:
-    """Advance parameters and moments (all fp32[n]) in place by `gradient` (fp32[n], which is left alone)."""
-    _check(main=main, exp_avg=exp_avg, exp_avg_sq=exp_avg_sq, gradient=gradient)
-    _check_step(step)
-    square_root = _square_root_on(main.device)
-    if square_root is None:
-        return reference.adamw(main, exp_avg, exp_avg_sq, gradient, step)
-    tensors = (main, exp_avg, exp_avg_sq, gradient)
-    scaled = reference.scaled(gradient, step) if square_root == GIVEN else gradient
-    _run("adamw", tensors, step, _Roots(square_root, exp_avg_sq, scaled, step, "updated"))
+class AdamWState:
+    """The flat fp32 tensors of one parameter, which are checked once: main parameters, both moments, and where a
+    provisional step publishes.
+
+    Raises:
+        ValueError: they are not alike.
+    """
+
+    def __init__(self, main: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, published: Tensor | None = None) -> None:
+        tensors = {"main": main, "exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
+        _check(**tensors if published is None else {"published": published} | tensors)
+        self.advanced, self.published = (main, exp_avg, exp_avg_sq), published
+
+
+def adamw(states: Sequence[AdamWState], gradients: Sequence[Tensor], steps: Sequence[AdamWStep]) -> None:
+    """Advance each parameter and its moments in place by its gradient (fp32[n], which is left alone)."""
+    tensors = [(*state.advanced, gradient) for state, gradient in zip(states, gradients, strict=True)]
+    _step_each("adamw", tensors, steps)
 
 
 def adamw_provisional(
-    published: Tensor,
-    main: Tensor,
-    exp_avg: Tensor,
-    exp_avg_sq: Tensor,
-    gradient: Tensor,
-    step: AdamWStep,
-    second_moment: str,
+    states: Sequence[AdamWState],
+    gradients: Sequence[Tensor],
+    steps: Sequence[AdamWStep],
+    second_moments: Sequence[str],
 ) -> None:
-    """Write into `published` (fp32[n]) what `adamw` would make of `main`; nothing else changes.
+    """Write into each parameter's `published` what `adamw` would make of it; nothing else changes.
 
-    `gradient` is scaled already: `step.scales` are not used. second_moment: `updated` as in `adamw`; `state`, the
+    Gradients are scaled already: `step.scales` are not used. second_moments: `updated` as in `adamw`; `state`, the
     state's own, with its own bias correction; `largest`, the larger of the two; `bounded`, the state's own, but half
     the root of the updated one at least. In step 1 there is only the updated.
     """
-    _check(published=published, main=main, exp_avg=exp_avg, exp_avg_sq=exp_avg_sq, gradient=gradient)
-    _check_step(step)
-    known = second_moment in SECOND_MOMENTS
-    _require(known, f"second_moment={second_moment!r}: use one of {SECOND_MOMENTS}")
-    tensors = (published, main, exp_avg, exp_avg_sq, gradient)
-    square_root = _square_root_on(main.device)
+    for state, rule in zip(states, second_moments, strict=True):
+        _require(state.published is not None, "published is absent: give the state a tensor to publish in")
+        _require(rule in SECOND_MOMENTS, f"second_moment={rule!r}: use one of {SECOND_MOMENTS}")
+    tensors = [(s.published, *s.advanced, gradient) for s, gradient in zip(states, gradients, strict=True)]
+    _step_each("adamw_provisional", tensors, steps, second_moments)
+
+
+def _step_each(verb: str, tensors: list[tuple[Tensor, ...]], steps: Sequence[AdamWStep], *rules: Sequence[str]) -> None:
+    """One call for all parameters, which takes the interpreter's lock once. tensors: of each, in the verb's order."""
+    for own, step in zip(tensors, steps, strict=True):
+        _check(main=own[-4], gradient=own[-1])
+        _check_step(step)
+    device = tensors[0][0].device if tensors else torch.device("cpu")
+    square_root = _square_root_on(device)
     if square_root is None:
-        return reference.adamw_provisional(*tensors, step, second_moment)
-    roots = _Roots(square_root, exp_avg_sq, gradient, step, second_moment if step.step > 1 else "updated")
-    _run("adamw_provisional", tensors, step, roots, SECOND_MOMENTS.index(second_moment))
-
-
-class _Roots:
-    """How a native step comes by its square roots. Where they are given, torch takes them here."""
-
-    def __init__(
-        self, square_root: int, exp_avg_sq: Tensor, gradient: Tensor, step: AdamWStep, second_moment: str
-    ) -> None:
-        self.square_root = square_root
-        self._updated = self._of_state = None
-        if square_root == GIVEN and second_moment != "state":
-            self._updated = reference.square_root(reference.updated_second_moment(exp_avg_sq, gradient, step))
-        if square_root == GIVEN and second_moment != "updated":
-            self._of_state = reference.square_root(exp_avg_sq)
-
-    @property
-    def addresses(self) -> list[int]:
-        """Of the roots of the updated second moment and of the state's own; 0 where there are none."""
-        return [0 if roots is None else roots.data_ptr() for roots in (self._updated, self._of_state)]
-
-
-def _run(verb: str, tensors: tuple[Tensor, ...], step: AdamWStep, roots: _Roots, *rule: int) -> None:
-    device = tensors[0].device
-    module = codec.NATIVE[device.type]
-    numbers = (_native_step(module, step, roots), *rule, codec.execution(device))
+        for own, *numbers in zip(tensors, steps, *rules, strict=True):
+            getattr(reference, verb)(*own, *numbers)
+        return
+    native, parts = _NativeSteps(codec.NATIVE[device.type], square_root), []
+    for own, step, *rule in zip(tensors, steps, *rules, strict=True):
+        indices = [SECOND_MOMENTS.index(name) for name in rule]
+        parts.append((*_addresses(own), own[0].numel(), native.of(step, own[-2:], *rule), *indices))
     with codec.on_device(device):
-        getattr(module, verb)(*_addresses(tensors), tensors[0].numel(), *numbers)
+        getattr(codec.NATIVE[device.type], verb)(parts, codec.execution(device))
+
+
+class _NativeSteps:
+    """The native forms of steps, one for all parameters that step alike. Where square roots are given, torch takes them
+    here, for each parameter its own, and they live as long as this."""
+
+    def __init__(self, module: ModuleType, square_root: int) -> None:
+        self._module, self._square_root = module, square_root
+        self._known: dict[AdamWStep, Any] = {}
+        self._roots: list[Tensor | None] = []
+
+    def of(self, step: AdamWStep, tensors: tuple[Tensor, ...], *rule: str) -> Any:
+        """tensors: the second moment and the gradient. rule: of a provisional step, whose gradient is scaled."""
+        if self._square_root == GIVEN:
+            exp_avg_sq, gradient = tensors
+            scaled = gradient if rule else reference.scaled(gradient, step)
+            roots = _take_roots(exp_avg_sq, scaled, step, rule[0] if rule and step.step > 1 else "updated")
+            self._roots += roots
+            return self._make(step, *(0 if values is None else values.data_ptr() for values in roots))
+        if step not in self._known:
+            self._known[step] = self._make(step, 0, 0)
+        return self._known[step]
+
+    def _make(self, step: AdamWStep, *roots: int) -> Any:
+        numbers = (step.lr, step.beta1, step.beta2, step.eps, step.weight_decay)
+        return self._module.AdamWStep(step.step, *numbers, list(step.scales), self._square_root, *roots)
+
+
+def _take_roots(
+    exp_avg_sq: Tensor, gradient: Tensor, step: AdamWStep, second_moment: str
+) -> tuple[Tensor | None, Tensor | None]:
+    """Of the updated second moment and of the state's own; None for one that is not used."""
+    updated = of_state = None
+    if second_moment != "state":
+        updated = reference.square_root(reference.updated_second_moment(exp_avg_sq, gradient, step))
+    if second_moment != "updated":
+        of_state = reference.square_root(exp_avg_sq)
+    return updated, of_state
 
 
 def _addresses(tensors: tuple[Tensor, ...]) -> list[int]:
     return [tensor.data_ptr() for tensor in tensors]
-
-
-def _native_step(module: ModuleType, step: AdamWStep, roots: _Roots) -> Any:
-    numbers = (step.lr, step.beta1, step.beta2, step.eps, step.weight_decay)
-    return module.AdamWStep(step.step, *numbers, list(step.scales), roots.square_root, *roots.addresses)
 
 
 def _require(valid: bool, sentence: str) -> None:
@@ -164,10 +190,10 @@ def _agrees(module: ModuleType, square_root: int) -> bool:
     step = AdamWStep(3, 1e-2, 0.9, 0.99, 1e-8, 0.1, (0.5, 0.3))
     reference.adamw(*expected, gradient, step)
     execution = module.Execution(0, 1, 0)  # one thread, the best instruction set
-    roots = _Roots(square_root, state[2], reference.scaled(gradient, step), step, "updated")
-    numbers = _native_step(module, step, roots)
+    native = _NativeSteps(module, square_root)
+    part = (*_addresses((*state, gradient)), gradient.numel(), native.of(step, (state[2], gradient)))
     try:
-        module.adamw(*_addresses((*state, gradient)), gradient.numel(), numbers, execution)
+        module.adamw([part], execution)
     except RuntimeError:  # this processor does not have that square root
         return False
     return all(torch.equal(a.view(torch.int32), b.view(torch.int32)) for a, b in zip(state, expected, strict=True))

@@ -24,7 +24,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from sdp4bit_patches.adamw import AdamWStep, adamw, adamw_provisional
+from sdp4bit_patches.adamw import AdamWState, AdamWStep, adamw, adamw_provisional
 from sdp4bit_patches.collectives import LinkBytes
 from sdp4bit_patches.exact_reduce_scatter import ExactReduceScatter
 from sdp4bit_patches.gradient_turns import BucketTurns
@@ -88,8 +88,14 @@ class DuoBucket:
         self.distance = 0.0
         # Processor time of the latest slow sync and step, gloo's part of it included.
         self.busy_ms = 0.0
+        self._states: list[AdamWState] = []
         self._steps: list[AdamWStep] | None = None
         self._handle: Handle | None = None
+
+    def add(self, span: Span) -> None:
+        """These elements of the shard step with numbers of their own."""
+        self.spans.append(span)
+        self._states.append(AdamWState(*span.of(self.main, self.exp_avg, self.exp_avg_sq, self.published)))
 
     @property
     def link_bytes(self) -> LinkBytes:
@@ -107,9 +113,7 @@ class DuoBucket:
 
     def step_provisionally(self, steps: list[AdamWStep], gradients: list[Tensor], second_moments: list[str]) -> None:
         """The fast step: y from the compressed gradients of each span; remembers `steps` for the slow one."""
-        for span, step, gradient, rule in zip(self.spans, steps, gradients, second_moments, strict=True):
-            published, *state = span.of(self.published, self.main, self.exp_avg, self.exp_avg_sq)
-            adamw_provisional(published, *state, gradient, step, rule)
+        adamw_provisional(self._states, gradients, steps, second_moments)
         self._steps = steps
 
     def step_at_once(self, steps: list[AdamWStep], gradients: list[Tensor]) -> None:
@@ -168,8 +172,7 @@ class DuoBucket:
 
     def _advance(self, steps: list[AdamWStep], gradients: list[Tensor]) -> None:
         """Step the state itself."""
-        for span, step, gradient in zip(self.spans, steps, gradients, strict=True):
-            adamw(*span.of(self.main, self.exp_avg, self.exp_avg_sq), gradient, step)
+        adamw(self._states, gradients, steps)
 
     def wait(self) -> float:
         """Return when no slow step of this bucket is under way; milliseconds that this took."""

@@ -39,7 +39,7 @@ class ProvisionalStep:
             own = duo.main[span.begin : span.end]
             own.copy_(main)
             main.data = own
-            duo.spans.append(span)
+            duo.add(span)
         duo.published.copy_(duo.main)
         self._add_sums(bucket, duo, [model for _, _, model in owned])
         self.buckets.append(duo)
@@ -93,7 +93,7 @@ class ProvisionalStep:
         scales = self._unscale + ((clip,) if clip != 1.0 else ())
         for duo in self.buckets:
             self._adopt(duo)
-            steps = [self._numbers(span, scales) for span in duo.spans]
+            steps = self._steps(duo, scales)
             gradients = [span.parameter.grad for span in duo.spans]
             if syncs:
                 rules = [second_moment_rule(self._session.config.duo_fast_second_moment, step) for step in steps]
@@ -104,12 +104,17 @@ class ProvisionalStep:
             for span in duo.spans:
                 span.parameter.grad = None
 
-    def _numbers(self, span: Span, scales: tuple[float, ...]) -> AdamWStep:
-        inner = self._optimizer.optimizer
-        group = inner.param_groups[span.group_index]
-        count = int(inner.state[span.parameter]["step"]) + 1
-        beta1, beta2 = group["betas"]
-        return AdamWStep(count, group["lr"], beta1, beta2, group["eps"], group["weight_decay"], scales)
+    def _steps(self, duo: DuoBucket, scales: tuple[float, ...]) -> list[AdamWStep]:
+        """The numbers of each span's step; spans of one parameter group that have stepped alike share theirs."""
+        inner, steps = self._optimizer.optimizer, {}
+        keys = [(span.group_index, int(inner.state[span.parameter]["step"]) + 1) for span in duo.spans]
+        for index, count in keys:
+            if (index, count) not in steps:
+                group = inner.param_groups[index]
+                beta1, beta2 = group["betas"]
+                numbers = (count, group["lr"], beta1, beta2, group["eps"], group["weight_decay"], scales)
+                steps[index, count] = AdamWStep(*numbers)
+        return [steps[key] for key in keys]
 
     def _count(self, duo: DuoBucket) -> None:
         for span in duo.spans:

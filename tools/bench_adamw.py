@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
 from sdp4bit_patches import adamw_reference, codec
-from sdp4bit_patches.adamw import SECOND_MOMENTS, AdamWStep, adamw, adamw_provisional
+from sdp4bit_patches.adamw import SECOND_MOMENTS, AdamWState, AdamWStep, adamw, adamw_provisional
 from tools.atomic_files import atomic_files
 from tools.codec_kernels import Arrays, Kernel, under
 from tools.codec_timing import Row, measure
@@ -44,8 +44,13 @@ class State:
 
     @property
     def tensors(self) -> tuple[torch.Tensor, ...]:
-        """In the order that the verbs take them."""
+        """In the order that the reference takes them."""
         return self.main, self.exp_avg, self.exp_avg_sq, self.gradient
+
+    @property
+    def arguments(self) -> tuple[list[AdamWState], list[torch.Tensor], list[AdamWStep]]:
+        """Of the verbs, for this parameter alone."""
+        return [AdamWState(*self.tensors[:3], self.published)], [self.gradient], [STEP]
 
 
 def torch_step(gradient: torch.Tensor, **keywords: bool) -> Callable[[], object]:
@@ -60,9 +65,9 @@ def own_kernels(state: State, isa: str, num_threads: int) -> list[Kernel]:
     """Both verbs, the provisional one with every second moment."""
     n = state.main.numel()
     kernels = [Kernel("adamw", isa, num_threads, "none", IN_PLACE_BYTES * n,
-                      under(isa, num_threads, adamw, *state.tensors, STEP))]  # fmt: skip
+                      under(isa, num_threads, adamw, *state.arguments))]  # fmt: skip
     for rule in SECOND_MOMENTS:
-        call = under(isa, num_threads, adamw_provisional, state.published, *state.tensors, STEP, rule)
+        call = under(isa, num_threads, adamw_provisional, *state.arguments, [rule])
         kernels.append(Kernel(f"adamw_provisional_{rule}", isa, num_threads, "none", PROVISIONAL_BYTES * n, call))
     return kernels
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -14,7 +15,7 @@ from torch import Tensor
 from sdp4bit_patches import adamw as native
 from sdp4bit_patches import adamw_reference as reference
 from sdp4bit_patches import codec
-from sdp4bit_patches.adamw import SECOND_MOMENTS, AdamWStep
+from sdp4bit_patches.adamw import SECOND_MOMENTS, AdamWState, AdamWStep
 
 SIZES = (0, 1, 7, 31, 33, 127, 4097, 100_003)
 NUM_STEPS = {100_003: 5}  # of 50 for every other size
@@ -28,6 +29,24 @@ STEPS = (
     replace(STEP, beta1=0.3, weight_decay=0.0, scales=(1 / 3, 0.37)),
     replace(STEP, beta1=0.45, eps=0.0, step=1000),
 )
+
+
+def advance(main: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, gradient: Tensor, step: AdamWStep) -> None:
+    """The step in place of a single parameter."""
+    native.adamw([AdamWState(main, exp_avg, exp_avg_sq)], [gradient], [step])
+
+
+def publish(
+    published: Tensor,
+    main: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    gradient: Tensor,
+    step: AdamWStep,
+    second_moment: str,
+) -> None:
+    """The provisional step of a single parameter."""
+    native.adamw_provisional([AdamWState(main, exp_avg, exp_avg_sq, published)], [gradient], [step], [second_moment])
 
 
 @pytest.fixture(params=("torch", "rounded"))
@@ -91,9 +110,9 @@ def test_both_verbs_have_the_references_bits_for_every_size_and_kind_of_step(
             tensors = [values.to(device) for values in given]
             for tensor, rule in zip(published, SECOND_MOMENTS, strict=True):
                 output = torch.zeros(num_elements, device=device)
-                native.adamw_provisional(output, *tensors, step, rule)
+                publish(output, *tensors, step, rule)
                 assert_same(output, tensor)
-            native.adamw(*tensors, step)
+            advance(*tensors, step)
         for actual, right in zip(tensors, expected, strict=True):
             assert_same(actual, right)
 
@@ -111,8 +130,8 @@ def test_tensors_that_start_at_any_element_have_the_references_bits(implementati
             assert native._square_root_on(torch.device(device)) is not None
             tensors = [v.to(device) for v in given]
             output = torch.zeros(100, device=device)
-            native.adamw_provisional(output[places], *(v[places] for v in tensors), STEP, "largest")
-            native.adamw(*(v[places] for v in tensors), STEP)
+            publish(output[places], *(v[places] for v in tensors), STEP, "largest")
+            advance(*(v[places] for v in tensors), STEP)
         for actual, right in zip((output, *tensors), (published, *expected), strict=True):
             assert_same(actual, right)
 
@@ -146,7 +165,7 @@ def assert_equals_torch(
         else:
             with using(implementation):
                 assert native._square_root_on(main.device) is not None
-                native.adamw(main, exp_avg, exp_avg_sq, gradient, step)
+                advance(main, exp_avg, exp_avg_sq, gradient, step)
     state = optimizer.state[parameter]
     assert torch.equal(main, parameter.data)
     assert torch.equal(exp_avg, state["exp_avg"]) and torch.equal(exp_avg_sq, state["exp_avg_sq"])
@@ -169,6 +188,37 @@ def other_order(main: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, gradient: Ten
     main.copy_(before * (1 - step.lr * step.weight_decay) + quotient * (-step.lr / (1 - step.beta1**step.step)))
 
 
+@pytest.mark.parametrize("implementation", [*implementations(), "reference"])
+def test_parameters_with_steps_of_their_own_step_in_one_call_as_one_by_one(
+    implementation: str, square_root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    skip_unless_it_has(square_root, implementation)
+    if implementation == "reference":
+        monkeypatch.setattr(native, "_square_root_on", lambda _device: None)
+    given, expected = ordinary(999), ordinary(999)
+    places = (slice(0, 7), slice(7, 7), slice(8, 500), slice(500, 999))
+    steps = [STEPS[0], STEPS[2], STEPS[1], STEPS[0]]
+    rules = ("updated", "largest", "bounded", "state")
+    outputs, right = torch.zeros(2, 999)
+    for place, step, rule in zip(places, steps, rules, strict=True):
+        reference.adamw_provisional(right[place], *(v[place] for v in expected), step, rule)
+        reference.adamw(*(v[place] for v in expected), step)
+    with using(implementation) if implementation != "reference" else nullcontext("cpu") as device:
+        assert (native._square_root_on(torch.device(device)) is None) == (implementation == "reference")
+        tensors = [values.to(device) for values in (*given, outputs)]
+        states = [AdamWState(*(v[place] for v in (*tensors[:3], tensors[4]))) for place in places]
+        gradients = [tensors[3][place] for place in places]
+        native.adamw_provisional(states, gradients, steps, rules)
+        native.adamw(states, gradients, steps)
+    for actual, wanted in zip(tensors, (*expected, right), strict=True):
+        assert_same(actual, wanted)
+
+
+def test_no_parameters_are_no_step() -> None:
+    native.adamw([], [], [])
+    native.adamw_provisional([], [], [], [])
+
+
 @pytest.mark.parametrize("wrong", (plain_multiply_add, other_order))
 def test_arithmetic_that_rounds_elsewhere_is_told_from_torchs(wrong: object) -> None:
     expected, given = ordinary(4097), ordinary(4097)
@@ -187,9 +237,9 @@ def test_the_number_of_threads_changes_no_bit(verb: str) -> None:
             torch.set_num_threads(num_threads)
             values, published = ordinary(400_003), torch.zeros(400_003)
             if verb == "in place":
-                native.adamw(*values, STEP)
+                advance(*values, STEP)
             else:
-                native.adamw_provisional(published, *values, STEP, "updated")
+                publish(published, *values, STEP, "updated")
             results.append((*values, published))
     finally:
         torch.set_num_threads(before)
@@ -198,16 +248,16 @@ def test_the_number_of_threads_changes_no_bit(verb: str) -> None:
 
 def test_the_gradient_is_left_alone_and_a_provisional_step_changes_only_what_it_publishes() -> None:
     values, before, step = ordinary(100), ordinary(100), replace(STEP, scales=(0.5,))
-    native.adamw_provisional(torch.zeros(100), *values, step, "updated")
+    publish(torch.zeros(100), *values, step, "updated")
     assert all(map(torch.equal, values, before))
-    native.adamw(*values, step)
+    advance(*values, step)
     assert [torch.equal(*pair) for pair in zip(values, before, strict=True)] == [False, False, False, True]
 
 
 def test_a_provisional_step_uses_no_scales_since_its_gradient_is_scaled_already() -> None:
     outputs = torch.zeros(2, 100)
     for output, scales in zip(outputs, ((), (0.5,)), strict=True):
-        native.adamw_provisional(output, *ordinary(100), replace(STEP, scales=scales), "updated")
+        publish(output, *ordinary(100), replace(STEP, scales=scales), "updated")
     assert torch.equal(*outputs) and outputs.any()
 
 
@@ -227,8 +277,8 @@ def test_where_the_native_step_cannot_have_torchs_bits_the_reference_runs_and_sa
     expected, given = ordinary(100), ordinary(100)
     reference.adamw(*expected, STEP)
     with pytest.warns(RuntimeWarning, match="plain-torch") as caught:
-        native.adamw(*given, STEP)
-        native.adamw_provisional(torch.zeros(100), *given, STEP, "state")
+        advance(*given, STEP)
+        publish(torch.zeros(100), *given, STEP, "state")
     native._square_root_of_torch.cache_clear()
     assert len(caught) == 1
     assert all(map(torch.equal, given, expected))
@@ -246,9 +296,9 @@ def test_a_square_root_that_the_native_step_does_not_know_is_taken_beforehand(
         expected, given = values_that_hurt(4097), values_that_hurt(4097)
         published, output = torch.zeros(2, 4097)
         reference.adamw_provisional(published, *expected, step, rule)
-        native.adamw_provisional(output, *given, step, rule)
+        publish(output, *given, step, rule)
         reference.adamw(*expected, step)
-        native.adamw(*given, step)
+        advance(*given, step)
         for actual, right in zip((output, *given), (published, *expected), strict=True):
             assert_same(actual, right)
     native._square_root_of_torch.cache_clear()
@@ -261,12 +311,14 @@ def test_bad_arguments_are_refused_with_a_sentence() -> None:
         names = ("main", "exp_avg", "exp_avg_sq", "gradient")
         tensors = {"published": torch.zeros(8), **dict(zip(names, values, strict=True)), **other}
         with pytest.raises(ValueError, match=sentence):
-            native.adamw_provisional(**tensors, step=step, second_moment=rule)
+            publish(**tensors, step=step, second_moment=rule)
 
     refused("main is torch.float64: use torch.float32", main=values[0].double())
-    refused("gradient has 7 elements, published 8: use the same for all", gradient=values[3][:7])
+    refused("gradient has 7 elements, main 8: use the same for all", gradient=values[3][:7])
+    refused("exp_avg_sq has 7 elements, published 8: use the same for all", exp_avg_sq=values[2][:7])
     refused("exp_avg has shape .8,., strides .2,.: use a contiguous 1-D", exp_avg=torch.zeros(16)[::2])
-    refused("gradient is on meta, published on cpu: move one", gradient=values[3].to("meta"))
+    refused("gradient is on meta, main on cpu: move one", gradient=values[3].to("meta"))
     refused("step=0: steps count from 1", replace(STEP, step=0))
     refused("scales has 5 factors: use at most 4", replace(STEP, scales=(1.0,) * 5))
     refused("second_moment='newest': use one of", rule="newest")
+    refused("published is absent: give the state a tensor", published=None)
