@@ -17,7 +17,7 @@ from tools.simulator.job import Job, place
 from tools.simulator.machine import load_cluster
 from tools.simulator.memory import activation_bytes_per_layer, fits, memory
 from tools.simulator.model_shape import read_model
-from tools.simulator.network import ring_seconds
+from tools.simulator.network import line_rate, ring_seconds
 from tools.simulator.step import predict
 from tools.simulator.traffic import data_traffic
 
@@ -81,6 +81,13 @@ def test_a_ring_shares_the_nodes_cards_with_the_nodes_other_rings():
     alone = ring_seconds(1e10, place(64, 1, 4), cluster, constants)
     four = ring_seconds(1e10, place(16, 4, 4), cluster, constants)
     assert four / alone == pytest.approx(4 * (15 / 16) / (63 / 64), rel=0.05)
+
+
+def test_what_gloo_takes_of_a_nodes_processes_is_added_to_the_lines_time() -> None:
+    constants = Constants(tcp_efficiency=1.0, gloo_host_ms_per_mb=3.0)
+    gloo, nccl = load_cluster("emulated_2x2").with_link(0.8), load_cluster("cloud_4x1_a100").with_link(0.8)
+    assert (gloo.collectives, nccl.collectives, nccl.network) == ("gloo", "nccl", "tcp")
+    assert [1e6 / line_rate(cluster, constants) for cluster in (gloo, nccl)] == pytest.approx([13e-3, 10e-3])
 
 
 def test_traffic_is_what_wire_says():

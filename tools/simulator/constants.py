@@ -45,8 +45,12 @@ class Constants:
     tensor_step_us: float = _constant(100, 0, 400, "us", "latency and launch of one tensor-parallel collective")
     nic_efficiency: float = _constant(0.9, 0.75, 1.0, "share", "of the line rate that NCCL reaches over RDMA")
     tcp_efficiency: float = _constant(0.8, 0.3, 1.0, "share", "of the line rate that NCCL or gloo reach over TCP")
-    duplex_efficiency: float = _constant(
-        1.0, 0.4, 1.0, "share", "of that, gloo's messages that cross each other on a link, both ways at once"
+    gloo_host_ms_per_mb: float = _constant(
+        0.0,
+        0.0,
+        20.0,
+        "ms/MB",
+        "that gloo's collectives take of a node's processes for what it sends, beside the line's time",
     )
     shared_ring: float = _constant(
         0.65,

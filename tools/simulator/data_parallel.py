@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from tools.simulator.constants import Constants
 from tools.simulator.job import Job, place
-from tools.simulator.network import exchange_rate, exchange_seconds, gather_seconds, ring_seconds
+from tools.simulator.network import exchange_seconds, gather_seconds, line_rate, ring_seconds
 from tools.simulator.stages import Stage
 from tools.simulator.traffic import Traffic, data_traffic
 
@@ -110,7 +110,7 @@ def slow_sync(job: Job, constants: Constants) -> SlowSync | None:
     leaving, rate = sent * job.cluster.devices / group.local, job.cluster.node_bytes_per_s
     if job.cluster.collectives == "gloo":
         leaving = element * parameters * (group.nodes - 1) / group.nodes * job.cluster.devices / group.local
-        rate = exchange_rate(job.cluster, constants)
+        rate = line_rate(job.cluster, constants)
     line = leaving / rate if group.nodes > 1 else 0.0
     seconds = line + sent / (constants.host_reduce_gb_per_s * 1e9)
     return SlowSync(seconds, line / seconds, 8 * parameters / job.cluster.device.bytes_per_s)

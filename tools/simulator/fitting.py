@@ -23,7 +23,7 @@ BY_FAMILY = ("sustained_clock", "loader_skew_ms")
 SLOW_LINKS = "duo_low_bandwidth"
 TIMES = {"computation_ms": ("compute_seconds", 1.0), "slow_gradient_sync_ms": ("slow_sync_seconds", 3.0)}
 # What is fitted: all but gloo's own constant, on which no published row depends.
-_FITTED = [name for name in FIELDS if name != "duplex_efficiency"]
+_FITTED = [name for name in FIELDS if name != "gloo_host_ms_per_mb"]
 KEYS = [(table, name) for name in _FITTED for table in (FAMILIES if name in BY_FAMILY else ("common",))]
 # A residual counts in units of this relative error; the defaults, and families' agreement with each other, in units
 # of a constant's range with these weights. They decide where rows say nothing.

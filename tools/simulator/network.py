@@ -11,16 +11,13 @@ LOCAL_STEP_S, NETWORK_STEP_S = 3e-6, 15e-6
 
 
 def line_rate(cluster: Cluster, constants: Constants) -> float:
-    """Bytes/s out of a node that collectives reach where every group has one rank there."""
-    return cluster.node_bytes_per_s * (
-        constants.tcp_efficiency if cluster.network == "tcp" else constants.nic_efficiency
-    )
-
-
-def exchange_rate(cluster: Cluster, constants: Constants) -> float:
-    """Bytes/s out of a node where every node sends to and receives from the same others at once: over gloo, what a
-    node says to a sender waits behind what it sends itself."""
-    return line_rate(cluster, constants) * (constants.duplex_efficiency if cluster.collectives == "gloo" else 1.0)
+    """Bytes/s out of a node that collectives reach where every group has one rank there. Over gloo, what the processes
+    of a node do for a byte is not overlapped with the line: the times of both add up."""
+    share = constants.tcp_efficiency if cluster.network == "tcp" else constants.nic_efficiency
+    line = cluster.node_bytes_per_s * share
+    if cluster.collectives != "gloo":
+        return line
+    return 1 / (1 / line + constants.gloo_host_ms_per_mb * 1e-9)
 
 
 def ring_seconds(num_bytes: float, group: Placement, cluster: Cluster, constants: Constants) -> float:
@@ -47,7 +44,7 @@ def gather_seconds(num_bytes: float, group: Placement, cluster: Cluster, constan
     if cluster.collectives == "nccl" or group.nodes == 1:
         return ring_seconds(num_bytes, group, cluster, constants)
     crossing = num_bytes * group.local / group.size * (group.nodes - 1) * cluster.devices / group.local
-    return crossing / exchange_rate(cluster, constants) + num_bytes / cluster.bus_bytes_per_s + NETWORK_STEP_S
+    return crossing / line_rate(cluster, constants) + num_bytes / cluster.bus_bytes_per_s + NETWORK_STEP_S
 
 
 def exchange_seconds(num_bytes: float, ranks: int, crossing: bool, cluster: Cluster, constants: Constants) -> float:
@@ -57,7 +54,7 @@ def exchange_seconds(num_bytes: float, ranks: int, crossing: bool, cluster: Clus
     share = num_bytes * (ranks - 1) / ranks
     local = share / min(cluster.bus_bytes_per_s, cluster.rank_gb_per_s * 1e9)
     if crossing:
-        return max(share * cluster.devices / exchange_rate(cluster, constants), local) + (ranks - 1) * NETWORK_STEP_S
+        return max(share * cluster.devices / line_rate(cluster, constants), local) + (ranks - 1) * NETWORK_STEP_S
     return local + (ranks - 1) * LOCAL_STEP_S
 
 
