@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tools.atomic_files import atomic_files
+from tools.emulator.network import congestion_control
 from tools.low_bandwidth_grid import Grid
 from tools.low_bandwidth_numbers import CUT_OFF, JUDGED, Cell, Verdict, cells, is_hidden, loss, ratio, ratio_words
 from tools.low_bandwidth_pictures import draw_step_times, draw_timeline
@@ -105,7 +106,8 @@ def _sections(
     return [
         f"# {grid.title}",
         f"`scripts/reproduce/low_bandwidth.sh` wrote this page on {time.strftime('%-d %B %Y')}\n({versions}, "
-        f"{os.cpu_count()} cores); a shape that has been measured is not measured again, so some may be older.",
+        f"{os.cpu_count()} cores, TCP by {congestion_control()}); a shape that has been measured is not measured "
+        "again, so some may be older.",
         f"{nodes}, each node a network namespace of one machine, with its share of the cores, whose link is shaped by "
         f"the kernel (`python -m tools.emulator`). The run is `{grid.config}`; schemes take turns, {min(turns)} to "
         f"{max(turns)} blocks of {grid.steps_per_block} counted steps at each rate. A step is as long as on its "

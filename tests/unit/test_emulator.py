@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from tools.emulator import network
 from tools.emulator.cores import cores_by_node
 from tools.emulator.counters import HEADER_BYTES, Traffic, read_counters
 from tools.emulator.phases import MIB, PhaseCounter
@@ -237,3 +238,13 @@ def test_user_mode_shapes_without_privilege_and_gives_nodes_names(tmp_path) -> N
     assert {line[2] for line in lines} == {"node0", "node1"} and {line[3] for line in lines} == {"word"}
     assert all(float(line[1]) >= 0.2 for line in lines), "50,000 bytes at 2 Mbit/s"
     assert "node0       0.048" in done.stdout
+
+
+def test_the_rule_by_which_tcp_sends_is_the_kernels_and_unknown_where_it_does_not_tell(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    told = tmp_path / "tcp_congestion_control"
+    monkeypatch.setattr(network, "Path", lambda name: told if name.endswith("tcp_congestion_control") else Path(name))
+    assert network.congestion_control() == "unknown"
+    told.write_text("cubic\n")
+    assert network.congestion_control() == "cubic"

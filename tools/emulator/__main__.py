@@ -26,7 +26,7 @@ from tools.command_line import ToolArgumentParser, positive_int, run_tool
 from tools.emulator.following import FollowedJob
 from tools.emulator.launch import Job
 from tools.emulator.namespaces import enter_words
-from tools.emulator.network import EmulatedNetwork, cut_link
+from tools.emulator.network import EmulatedNetwork, congestion_control, cut_link
 from tools.emulator.phases import PhaseCounter
 from tools.emulator.running import find_node, find_switch, status_lines, take_down
 from tools.emulator.shaping import link_classes, real_host_commands
@@ -69,7 +69,8 @@ def run(options: Namespace) -> None:
     with EmulatedNetwork(scenario) as network, tempfile.TemporaryDirectory(prefix="emulator-") as folder:
         for note in network.notes():
             _say(note)
-        _say(f"{len(network.nodes)} nodes, {scenario.num_devices} ranks, {describe_links(scenario)}")
+        sizes = f"{len(network.nodes)} nodes, {scenario.num_devices} ranks"
+        _say(f"{sizes}, {describe_links(scenario)}, TCP by {congestion_control()}")
         sys.exit(_follow(network, _start(network, options.launcher, words, Path(folder))))
 
 

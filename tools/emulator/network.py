@@ -6,6 +6,7 @@ import contextlib
 import os
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from types import TracebackType
 
 from tools.emulator.cores import cores_by_node
@@ -20,6 +21,15 @@ DEVICE, BRIDGE = "eth0", "bridge0"
 HOLDER, SWITCH_HOLDER = "sdp4bit-emulated-node", "sdp4bit-emulated-switch"
 # Two processes of one machine hand each other no more than about 7 Gbit/s this way; beyond this, it is not the link.
 MAX_BANDWIDTH = 2e9
+
+
+def congestion_control() -> str:
+    """By which rule TCP sends on this machine, and so on its emulated nodes: `cubic` or `bbr` say, which differ in how
+    many packets a message becomes. `unknown` where the kernel does not tell."""
+    try:
+        return Path("/proc/sys/net/ipv4/tcp_congestion_control").read_text().strip()
+    except OSError:
+        return "unknown"
 
 
 class EmulatedNetwork:
