@@ -81,7 +81,7 @@ def adamw_provisional(
 def _step_each(verb: str, tensors: list[tuple[Tensor, ...]], steps: Sequence[AdamWStep], *rules: Sequence[str]) -> None:
     """One call for all parameters, which takes the interpreter's lock once. tensors: of each, in the verb's order."""
     for own, step in zip(tensors, steps, strict=True):
-        _check(main=own[-4], gradient=own[-1])
+        _check_like("gradient", own[-1], "main", own[-4])
         _check_step(step)
     device = tensors[0][0].device if tensors else torch.device("cpu")
     square_root = _square_root_on(device)
@@ -89,12 +89,13 @@ def _step_each(verb: str, tensors: list[tuple[Tensor, ...]], steps: Sequence[Ada
         for own, *numbers in zip(tensors, steps, *rules, strict=True):
             getattr(reference, verb)(*own, *numbers)
         return
-    native, parts = _NativeSteps(codec.NATIVE[device.type], square_root), []
+    module, parts = codec.NATIVE[device.type], []
+    native = _NativeSteps(module, square_root)
     for own, step, *rule in zip(tensors, steps, *rules, strict=True):
         indices = [SECOND_MOMENTS.index(name) for name in rule]
         parts.append((*_addresses(own), own[0].numel(), native.of(step, own[-2:], *rule), *indices))
     with codec.on_device(device):
-        getattr(codec.NATIVE[device.type], verb)(parts, codec.execution(device))
+        getattr(module, verb)(parts, codec.execution(device))
 
 
 class _NativeSteps:
@@ -147,15 +148,17 @@ def _require(valid: bool, sentence: str) -> None:
 def _check(**tensors: Tensor) -> None:
     first_name, first = next(iter(tensors.items()))
     for name, tensor in tensors.items():
-        _require(tensor.dtype == torch.float32, f"{name} is {tensor.dtype}: use torch.float32")
-        flat = tensor.dim() == 1 and tensor.is_contiguous()
-        _require(
-            flat, f"{name} has shape {tuple(tensor.shape)}, strides {tensor.stride()}: use a contiguous 1-D tensor"
-        )
-        alike = tensor.numel() == first.numel()
-        _require(alike, f"{name} has {tensor.numel()} elements, {first_name} {first.numel()}: use the same for all")
-        together = tensor.device == first.device
-        _require(together, f"{name} is on {tensor.device}, {first_name} on {first.device}: move one")
+        _check_like(name, tensor, first_name, first)
+
+
+def _check_like(name: str, tensor: Tensor, first_name: str, first: Tensor) -> None:
+    _require(tensor.dtype == torch.float32, f"{name} is {tensor.dtype}: use torch.float32")
+    flat = tensor.dim() == 1 and tensor.is_contiguous()
+    _require(flat, f"{name} has shape {tuple(tensor.shape)}, strides {tensor.stride()}: use a contiguous 1-D tensor")
+    alike = tensor.numel() == first.numel()
+    _require(alike, f"{name} has {tensor.numel()} elements, {first_name} {first.numel()}: use the same for all")
+    together = tensor.device == first.device
+    _require(together, f"{name} is on {tensor.device}, {first_name} on {first.device}: move one")
 
 
 def _check_step(step: AdamWStep) -> None:

@@ -118,7 +118,7 @@ class DuoBucket:
 
     def step_at_once(self, steps: list[AdamWStep], gradients: list[Tensor]) -> None:
         """A step without a slow sync: the compressed gradient advances the state itself."""
-        self._advance(steps, gradients)
+        adamw(self._states, gradients, steps)
         self.published.copy_(self.main)
 
     @property
@@ -164,15 +164,11 @@ class DuoBucket:
     @torch.no_grad()
     def _step(self, steps: list[AdamWStep]) -> None:
         gradient = self._sum.to(self.main.device)
-        self._advance(steps, [part for span in self.spans for part in span.of(gradient)])
+        adamw(self._states, [part for span in self.spans for part in span.of(gradient)], steps)
 
     def _measure_distance(self, steps: list[AdamWStep]) -> None:
         lr = max((step.lr for step in steps), default=0.0)
         self.distance = torch.dist(self.published, self.main).item() / lr if lr else 0.0
-
-    def _advance(self, steps: list[AdamWStep], gradients: list[Tensor]) -> None:
-        """Step the state itself."""
-        adamw(self._states, gradients, steps)
 
     def wait(self) -> float:
         """Return when no slow step of this bucket is under way; milliseconds that this took."""

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -36,17 +37,10 @@ def advance(main: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, gradient: Tensor,
     native.adamw([AdamWState(main, exp_avg, exp_avg_sq)], [gradient], [step])
 
 
-def publish(
-    published: Tensor,
-    main: Tensor,
-    exp_avg: Tensor,
-    exp_avg_sq: Tensor,
-    gradient: Tensor,
-    step: AdamWStep,
-    second_moment: str,
-) -> None:
-    """The provisional step of a single parameter."""
-    native.adamw_provisional([AdamWState(main, exp_avg, exp_avg_sq, published)], [gradient], [step], [second_moment])
+def publish(published: Tensor | None, *arguments: Any) -> None:
+    """The provisional step of a single parameter; arguments: those of `advance`, and the rule."""
+    *state, gradient, step, rule = arguments
+    native.adamw_provisional([AdamWState(*state, published)], [gradient], [step], [rule])
 
 
 @pytest.fixture(params=("torch", "rounded"))
@@ -311,7 +305,7 @@ def test_bad_arguments_are_refused_with_a_sentence() -> None:
         names = ("main", "exp_avg", "exp_avg_sq", "gradient")
         tensors = {"published": torch.zeros(8), **dict(zip(names, values, strict=True)), **other}
         with pytest.raises(ValueError, match=sentence):
-            publish(**tensors, step=step, second_moment=rule)
+            publish(*tensors.values(), step, rule)
 
     refused("main is torch.float64: use torch.float32", main=values[0].double())
     refused("gradient has 7 elements, main 8: use the same for all", gradient=values[3][:7])
