@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.stats import bootstrap, trim_mean
+from scipy.stats import trim_mean
 
 Row = dict[str, Any]
 # Rows of one cell, whose steps are held against each other.
@@ -25,6 +25,8 @@ FASTER = {
 STEP_TOLERANCE = 0.03
 # The share of neighbouring steps at either end that does not count: stalls.
 CUT_OFF = 0.1
+# How often blocks are drawn anew for an interval.
+DRAWS = 10_000
 # The schemes whose steps are held against SDP4Bit's, in these words.
 JUDGED = {
     "duo4bit": "DUO4Bit's step, compute exceeds its slow sync",
@@ -105,10 +107,15 @@ def cells(steps: list[Row]) -> dict[Cell, dict[str, Row]]:
     return table
 
 
-def _logarithms(pairs: tuple[Pair, ...]) -> list[float]:
-    """Of neighbouring steps, the logarithm of one row's time to the other's; what one has made more is left out."""
-    steps = ((row["steps_ms"], other["steps_ms"]) for row, other in pairs)
-    return [math.log(mine / its) for both in steps for mine, its in zip(*both, strict=False)]
+def _logarithms(pairs: tuple[Pair, ...]) -> np.ndarray:
+    """[blocks, steps of one]: of neighbouring steps, the logarithm of one row's time to the other's; what one has made
+    more is left out."""
+    blocks: list[list[float]] = []
+    for row, other in pairs:
+        steps = [math.log(mine / its) for mine, its in zip(row["steps_ms"], other["steps_ms"], strict=False)]
+        length = row["steps_per_block"]
+        blocks += [steps[begin : begin + length] for begin in range(0, len(steps), length)]
+    return np.array(blocks)
 
 
 def ratio(*pairs: Pair) -> float:
@@ -117,17 +124,16 @@ def ratio(*pairs: Pair) -> float:
 
     Steps differ by a tenth, and not by outliers: a median would take half as many steps again for the same certainty.
     """
-    return math.exp(trim_mean(_logarithms(pairs), CUT_OFF))
+    return math.exp(trim_mean(_logarithms(pairs), CUT_OFF, axis=None))
 
 
 def ratio_interval(*pairs: Pair) -> tuple[float, float]:
-    """Between which values nine of ten such means lie when the steps are drawn anew from those that were measured."""
-
-    def mean(sample: np.ndarray, axis: int) -> np.ndarray:
-        return trim_mean(sample, CUT_OFF, axis=axis)
-
-    drawn = bootstrap((_logarithms(pairs),), mean, confidence_level=0.9, method="percentile", rng=0)
-    low, high = np.exp(drawn.confidence_interval)
+    """Between which values nine of ten such means lie when the blocks are drawn anew from those that were measured:
+    what slows the machine lasts longer than a step, so steps of a block are no independent draws."""
+    blocks = _logarithms(pairs)
+    drawn = blocks[np.random.default_rng(0).integers(len(blocks), size=(DRAWS, len(blocks)))]
+    means = trim_mean(drawn.reshape(DRAWS, -1), CUT_OFF, axis=1)
+    low, high = np.exp(np.percentile(means, [5, 95]))
     return float(low), float(high)
 
 

@@ -174,6 +174,7 @@ def _row(grid: Grid, shape: Shape, megabits: float, run: SchemeRun, blocks: list
     row = {"link_mbit": megabits, "seq_length": shape.seq_length, "accumulation": shape.accumulation}
     row |= {"device_ms": shape.device_ms}
     row |= {"scheme": run.scheme.name, "step_ms": statistics.median(steps), "steps_ms": steps, **means}
+    row |= {"steps_per_block": grid.steps_per_block}
     tokens = grid.world_size * shape.accumulation * shape.seq_length
     row |= {"tokens_per_s": tokens / row["step_ms"] * 1e3}
     row |= {"node_bytes": statistics.fmean(block["sent_bytes"] for rank in ranks for block in rank)}

@@ -112,7 +112,7 @@ def _sections(
         f"the kernel (`python -m tools.emulator`). The run is `{grid.config}`; schemes take turns, {min(turns)} to "
         f"{max(turns)} blocks of {grid.steps_per_block} counted steps at each rate. A step is as long as on its "
         f"slowest rank; `of SDP4Bit's` is the geometric mean over neighbouring steps, {CUT_OFF:.0%} at either end left "
-        "out. In brackets beside it: between which values nine of ten such means lie when the steps are drawn anew.",
+        "out. In brackets beside it: between which values nine of ten such means lie when the blocks are drawn anew.",
         *([f"Not measured in this run: {', '.join(absent)}."] if absent else []),
         "## What is demanded, and what came out",
         verdicts_table(verdicts),

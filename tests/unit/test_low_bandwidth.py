@@ -16,7 +16,7 @@ GRID = Path(__file__).resolve().parents[2] / "configs/experiments/low_bandwidth.
 
 def _row(scheme, step_ms, seq_length=128, **others):
     row = {"link_mbit": 200, "seq_length": seq_length, "accumulation": 1, "scheme": scheme, "step_ms": step_ms}
-    row |= {"device_ms": 0.0}
+    row |= {"device_ms": 0.0, "steps_per_block": 2}
     row |= {
         "steps_ms": [step_ms] * 4,
         "compute_ms": 50.0,
@@ -82,12 +82,16 @@ def test_beside_a_missed_step_stands_what_more_work_it_is() -> None:
     assert verdicts_table([verdict]).splitlines()[2].endswith("| **missed**: +80 ms of work for all cores a step |")
 
 
+def _steps_of(times, steps_per_block=1):
+    return {"steps_ms": times, "steps_per_block": steps_per_block}
+
+
 def test_the_ratio_of_two_schemes_is_the_geometric_mean_of_their_neighbouring_steps() -> None:
-    row, other = {"steps_ms": [100.0, 400.0, 100.0, 400.0]}, {"steps_ms": [100.0] * 4}
+    row, other = _steps_of([100.0, 400.0, 100.0, 400.0]), _steps_of([100.0] * 4)
     assert ratio((row, other)) == pytest.approx(2.0)
     assert ratio((other, row)) == pytest.approx(0.5), "which of them comes first changes nothing"
-    stalled = {"steps_ms": [110.0] * 18 + [9000.0, 1.0]}
-    assert ratio((stalled, {"steps_ms": [100.0] * 20})) == pytest.approx(1.1), "a tenth at either end does not count"
+    stalled = _steps_of([110.0] * 18 + [9000.0, 1.0])
+    assert ratio((stalled, _steps_of([100.0] * 20))) == pytest.approx(1.1), "a tenth at either end does not count"
 
 
 def test_a_shape_is_judged_by_the_steps_at_all_of_its_link_rates() -> None:
@@ -104,11 +108,19 @@ def test_a_shape_is_judged_by_the_steps_at_all_of_its_link_rates() -> None:
 
 def test_the_interval_of_a_ratio_is_that_of_means_drawn_anew() -> None:
     # Half of the steps 1.1 times as long, half 0.9: the standard error of the mean logarithm is 0.1 / sqrt(100).
-    row, other = {"steps_ms": [110.0, 90.0] * 50}, {"steps_ms": [100.0] * 100}
+    row, other = _steps_of([110.0, 90.0] * 50), _steps_of([100.0] * 100)
     low, high = ratio_interval((row, other))
     assert low == pytest.approx(0.995 - 1.64 * 0.0125, abs=0.006)
     assert high == pytest.approx(0.995 + 1.64 * 0.0125, abs=0.006)
     assert ratio_interval((other, other)) == (1.0, 1.0)
+
+
+def test_steps_of_one_block_count_as_one_draw() -> None:
+    # Slow for four steps and fast for the next four: a quarter as many draws, an interval twice as wide.
+    slow_and_fast, other = ([110.0] * 4 + [90.0] * 4) * 25, [100.0] * 200
+    single = ratio_interval((_steps_of(slow_and_fast), _steps_of(other)))
+    low, high = ratio_interval((_steps_of(slow_and_fast, 4), _steps_of(other, 4)))
+    assert (high - low) / (single[1] - single[0]) == pytest.approx(2.0, rel=0.15)
 
 
 def test_a_shape_without_the_baseline_is_judged_by_what_it_has() -> None:
