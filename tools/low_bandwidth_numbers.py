@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.stats import trim_mean
+from scipy.stats import bootstrap, trim_mean
 
 Row = dict[str, Any]
 # Rows of one cell, whose steps are held against each other.
@@ -25,8 +25,6 @@ FASTER = {
 STEP_TOLERANCE = 0.03
 # The share of neighbouring steps at either end that does not count: stalls.
 CUT_OFF = 0.1
-# How often blocks are drawn anew for an interval.
-DRAWS = 10_000
 # The schemes whose steps are held against SDP4Bit's, in these words.
 JUDGED = {
     "duo4bit": "DUO4Bit's step, compute exceeds its slow sync",
@@ -131,14 +129,19 @@ def ratio_interval(*pairs: Pair) -> tuple[float, float]:
     """Between which values nine of ten such means lie when the blocks are drawn anew from those that were measured:
     what slows the machine lasts longer than a step, so steps of a block are no independent draws."""
     blocks = _logarithms(pairs)
-    drawn = blocks[np.random.default_rng(0).integers(len(blocks), size=(DRAWS, len(blocks)))]
-    means = trim_mean(drawn.reshape(DRAWS, -1), CUT_OFF, axis=1)
-    low, high = np.exp(np.percentile(means, [5, 95]))
+
+    def mean(drawn: np.ndarray, axis: int) -> np.ndarray:
+        return trim_mean(np.take(blocks, drawn, axis=0).reshape(*drawn.shape[:axis], -1), CUT_OFF, axis=axis)
+
+    found = bootstrap((np.arange(len(blocks)),), mean, confidence_level=0.9, method="percentile", rng=0)
+    low, high = np.exp(found.confidence_interval)
     return float(low), float(high)
 
 
 def ratio_words(*pairs: Pair) -> str:
-    """A ratio that is judged, and its interval in brackets."""
+    """A ratio that is judged, and its interval in brackets; a single block has none."""
+    if len(_logarithms(pairs)) == 1:
+        return f"{ratio(*pairs):.3f} (one block)"
     low, high = ratio_interval(*pairs)
     return f"{ratio(*pairs):.3f} ({low:.3f} – {high:.3f})"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tools.low_bandwidth_grid import read_grid
-from tools.low_bandwidth_numbers import judge, ratio, ratio_interval
+from tools.low_bandwidth_numbers import judge, ratio, ratio_interval, ratio_words
 from tools.low_bandwidth_prediction import with_predictions
 from tools.low_bandwidth_report import steps_table, verdicts_table, write_report
 
@@ -121,6 +121,7 @@ def test_steps_of_one_block_count_as_one_draw() -> None:
     single = ratio_interval((_steps_of(slow_and_fast), _steps_of(other)))
     low, high = ratio_interval((_steps_of(slow_and_fast, 4), _steps_of(other, 4)))
     assert (high - low) / (single[1] - single[0]) == pytest.approx(2.0, rel=0.15)
+    assert ratio_words((_steps_of([110.0] * 4, 4), _steps_of([100.0] * 4, 4))) == "1.100 (one block)"
 
 
 def test_a_shape_without_the_baseline_is_judged_by_what_it_has() -> None:
